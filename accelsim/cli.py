@@ -1,0 +1,337 @@
+"""The command line: reads names and files, calls the library, prints. The composition root of the project."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from accelsim.errors import Infeasible, SpecError
+
+if TYPE_CHECKING:
+    from accelsim.graph import Graph
+    from accelsim.platforms import Platform
+    from accelsim.report import Report
+
+app = typer.Typer(
+    name="accelsim",
+    help="What would this BERT cost on that hardware? Time, energy, bytes and utilization for every operator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Detail(StrEnum):
+    """Names of the two models of time."""
+
+    analytic = "analytic"
+    events = "events"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="a name (`accelsim list models`), a local Hugging Face folder, a graph saved as JSON, or gemm:MxKxN",
+        show_default=False,
+    ),
+]
+PlatformName = Annotated[
+    str, typer.Option("--platform", "-p", help="a name (`accelsim list platforms`) or a YAML or JSON file")
+]
+Seq = Annotated[int, typer.Option("--seq", help="tokens in one sequence")]
+Batch = Annotated[int, typer.Option("--batch", help="sequences at once")]
+Head = Annotated[
+    str,
+    typer.Option(
+        "--head", help="none, pretraining, sequence-classification, question-answering or token-classification"
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="w8a8, w4a8, fp16, bf16 or fp32; default: what the platform computes"),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="path=value of a platform field, as dram.bytes_per_cycle=64")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Retrace = Annotated[
+    bool, typer.Option("--retrace", help="run PyTorch's exporter instead of reading the traced graph that ships")
+]
+
+SIMULATE_EPILOG = """Examples:
+
+accelsim simulate bert-base --platform systolic-32x32
+
+accelsim simulate bert-large -p systolic-128x128 --seq 384 --batch 8 --detail events --trace run.perfetto.json
+
+accelsim simulate gemm:128x768x3072 -p systolic-32x32 --set dataflow=ws --set fold_timing=serial --json
+"""
+
+
+def load_graph(model: str, seq: int, batch: int, head: str, retrace: bool) -> Graph:
+    """The graph a command names: an ad-hoc GEMM, a saved graph, a model of the zoo or a folder."""
+    from accelsim.gemm import PREFIX, parse_gemm
+    from accelsim.graph import Graph
+    from accelsim.trace import trace
+
+    if model.startswith(PREFIX):
+        return parse_gemm(model)
+    if model.lower().endswith(".json"):
+        return Graph.load(model)
+    return trace(model, seq=seq, batch=batch, head=head, source="torch" if retrace else "auto")
+
+
+def load_platform(name: str, settings: list[str] | None) -> Platform:
+    """The platform a command names, with its `--set path=value` overrides."""
+    from accelsim.platforms import parse_value, platform
+
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        path, found, value = setting.partition("=")
+        if not found or not path or not value:
+            raise SpecError("--set", setting, "path=value, as dram.bytes_per_cycle=64")
+        overrides[path.strip()] = parse_value(value.strip())
+    return platform(name, overrides)
+
+
+@app.command(epilog=SIMULATE_EPILOG)
+def simulate(
+    model: Model,
+    platform: PlatformName = "systolic-32x32",
+    seq: Seq = 128,
+    batch: Batch = 1,
+    head: Head = "none",
+    precision: Precision = None,
+    detail: Annotated[Detail, typer.Option("--detail", help="analytic or events")] = Detail.analytic,
+    settings: Settings = None,
+    by: Annotated[
+        str, typer.Option("--by", help="breakdown: operator, module, block, group, layer, kind, unit or bound")
+    ] = "operator",
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("--out", help="write the rows: .csv, .parquet or .json")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="draw where the time goes: .png, .pdf, .svg")] = None,
+    roofline: Annotated[Path | None, typer.Option("--roofline", help="draw the roofline: .png, .pdf, .svg")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="write a timeline for Perfetto or chrome://tracing (.json)")
+    ] = None,
+    retrace: Retrace = False,
+) -> None:
+    """Map every operator of a model onto a platform; report cycles, time, bytes, energy and utilization."""
+    from accelsim.report import LABELS, check_output
+    from accelsim.simulate import simulate as run
+
+    if by not in LABELS:
+        raise SpecError.unknown("--by", by, LABELS)
+    for target, suffixes in (
+        (out, (".csv", ".parquet", ".json")),
+        (figure, (".png", ".pdf", ".svg")),
+        (roofline, (".png", ".pdf", ".svg")),
+        (trace, (".json",)),
+    ):
+        if target is not None:
+            check_output(target, dict.fromkeys(suffixes))
+    chip = load_platform(platform, settings)
+    graph = load_graph(model, seq, batch, head, retrace)
+    report = run(graph, chip, detail=detail.value, precision=precision)
+    written = _write(report, out, figure, roofline, trace)
+    if as_json:
+        print(json.dumps(report.to_json()))
+        return
+    _print_report(report, graph, by)
+    for path in written:
+        print(f"wrote {path}")
+
+
+def _write(
+    report: Report, out: Path | None, figure: Path | None, roofline: Path | None, trace: Path | None
+) -> list[Path]:
+    written = []
+    if out is not None:
+        written.append(report.save(out))
+    if trace is not None:
+        from accelsim.html import save_perfetto
+
+        written.append(save_perfetto(report, trace))
+    if figure is not None or roofline is not None:
+        from accelsim import plots
+
+        if figure is not None:
+            written.append(plots.save_figure(plots.breakdown_of(report), figure))
+        if roofline is not None:
+            written.append(plots.save_figure(plots.roofline_of(report), roofline))
+    return written
+
+
+def si(value: float, unit: str) -> str:
+    """A number with three significant digits and an SI prefix.
+
+    >>> si(0.0123, "s")
+    '12.3 ms'
+    """
+    if value == 0:
+        return f"0 {unit}"
+    for scale, prefix in (
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+        (1, ""),
+        (1e-3, "m"),
+        (1e-6, "u"),
+        (1e-9, "n"),
+    ):
+        if abs(value) >= scale:
+            return (
+                f"{value / scale:.3g} {prefix}{unit}"
+                if abs(value / scale) < 999.5
+                else f"{value / scale:.0f} {prefix}{unit}"
+            )
+    return f"{value:.3g} {unit}"
+
+
+def _print_report(report: Report, graph: Graph, by: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    total = report.total
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console.print(
+        f"{report.model} on {report.platform}: seq {report.seq}, batch {report.batch}, {report.precision}, "
+        f"{report.detail}; graph: {graph.meta.get('source', 'file')}",
+        soft_wrap=True,
+    )
+    for name, text in report.assumptions.items():
+        console.print(f"  {name}: {text}", soft_wrap=True)
+    console.print(
+        f"\n  {si(total.time_s, 's')}   {total.cycles:,} cycles = {total.compute_cycles:,} compute + "
+        f"{total.stall_cycles:,} stall\n"
+        f"  {total.macs / 1e9:.3f} GMAC   utilization {total.utilization:.1%}   "
+        f"DRAM {si(total.dram_bytes, 'B')}   on-chip {si(total.sram_bytes, 'B')}\n"
+        f"  {si(total.energy_j, 'J')}   {si(total.power_w, 'W')}   "
+        + ", ".join(f"{part} {joule / total.energy_j:.0%}" for part, joule in report.energy_by_part_j.items())
+        + "\n",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(by)
+    for heading in ("cycles", "share", "compute", "stall", "time", "MAC", "DRAM", "energy"):
+        table.add_column(heading, justify="right")
+    for label, row in report.breakdown(by=by).iterrows():
+        table.add_row(
+            str(label),
+            f"{int(row.cycles):,}",
+            f"{row.share:.1%}",
+            f"{int(row.compute_cycles):,}",
+            f"{int(row.stall_cycles):,}",
+            si(row.time_s, "s"),
+            f"{row.macs / 1e6:,.1f} M",
+            si(row.dram_bytes, "B"),
+            si(row.energy_j, "J"),
+        )
+    console.print(table)
+    if report.detail == "events":
+        console.print(
+            "  rows overlap in the event model: their cycles may add up to more than the total", soft_wrap=True
+        )
+
+
+@app.command(
+    epilog="Example:\n\naccelsim explain bert-base -p systolic-32x32 --op encoder.layer.0.intermediate.dense.linear"
+)
+def explain(
+    model: Model,
+    op: Annotated[str, typer.Option("--op", help="name of an op, as in the rows of `simulate --json`")],
+    platform: PlatformName = "systolic-32x32",
+    seq: Seq = 128,
+    batch: Batch = 1,
+    head: Head = "none",
+    precision: Precision = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    retrace: Retrace = False,
+) -> None:
+    """Show where the numbers of one op come from: tile, loop order, traffic per operand, terms and their formulas."""
+    from accelsim.explain import explain_op
+
+    graph = load_graph(model, seq, batch, head, retrace)
+    terms = explain_op(graph, load_platform(platform, settings), op, precision)
+    if as_json:
+        print(json.dumps([term._asdict() for term in terms]))
+        return
+    width = max(len(term.name) for term in terms)
+    values = [
+        f"{term.value:,}"
+        if isinstance(term.value, int)
+        else f"{term.value:,.1f}"
+        if isinstance(term.value, float)
+        else term.value
+        for term in terms
+    ]
+    column = max(len(value) for value, term in zip(values, terms, strict=True) if term.unit)
+    for value, term in zip(values, terms, strict=True):
+        head_text = f"{value:>{column}} {term.unit}" if term.unit else value
+        print(f"{term.name:<{width}}  {head_text:<{column + 8}}  {term.formula}".rstrip())
+
+
+class Listed(StrEnum):
+    """What `list` lists."""
+
+    models = "models"
+    platforms = "platforms"
+
+
+@app.command("list")
+def list_names(what: Annotated[Listed, typer.Argument(help="models or platforms")]) -> None:
+    """Print the names that other commands take, one a line."""
+    if what is Listed.models:
+        from accelsim.trace import shipped_names
+
+        print("\n".join(shipped_names()))
+    else:
+        from accelsim.platforms import names
+
+        print("\n".join(names()))
+
+
+class Shown(StrEnum):
+    """What `show` shows."""
+
+    platform = "platform"
+
+
+@app.command(epilog="Example:\n\naccelsim show platform systolic-32x32 > my_chip.yaml")
+def show(
+    what: Annotated[Shown, typer.Argument(help="platform")],
+    name: Annotated[str, typer.Argument(help="a name or a file")],
+    settings: Settings = None,
+) -> None:
+    """Print a platform as YAML that can be edited and loaded back."""
+    from accelsim.platforms.base import PRESETS, describe
+
+    chip = load_platform(name, settings)
+    preset = PRESETS / f"{name}.yaml"
+    if preset.exists() and not settings:
+        print(preset.read_text(), end="")
+        return
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(describe(chip), sys.stdout)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit status 2."""
+    try:
+        app()
+    except (SpecError, Infeasible) as error:
+        print(f"accelsim: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)

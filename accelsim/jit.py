@@ -1,0 +1,81 @@
+"""Compilation: `atom` for formulas, `compiled` for the loops over them, `record` to hand a dataclass to a loop.
+
+numba's disk cache looks only at the file a function is written in. A loop here also contains formulas of other files,
+so the cache stamp is a digest of all of them: change one atom and every loop is compiled anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import numba
+import numpy as np
+from numba.extending import register_jitable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SOURCES = ("jit.py", "formulas.py", "work.py", "mapping.py", "events.py", "platforms")
+
+
+@functools.cache
+def source_digest() -> str:
+    """sha256 of the source text of every file whose functions are compiled."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for name in SOURCES:
+        path = root / name
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def atom(function: F) -> F:
+    """A formula: called from Python it is plain Python, called from a compiled loop it is compiled into it."""
+    registered: F = register_jitable(function)
+    return registered
+
+
+def compiled(function: F) -> F:
+    """A loop over formulas: compiled at its first call, cached on disk under `source_digest`."""
+    dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    dispatcher._cache._cache_file._source_stamp = source_digest()
+    result: F = dispatcher
+    return result
+
+
+def record_dtype(kind: Any) -> np.dtype[Any]:
+    """Structured dtype with the numeric fields of a hardware dataclass, nested dataclasses nested."""
+    types = get_type_hints(kind)
+    members: list[Any] = []
+    for f in fields(kind):
+        if types[f.name] is str:
+            continue
+        if is_dataclass(types[f.name]):
+            members.append((f.name, record_dtype(types[f.name])))
+        else:
+            members.append((f.name, np.float64 if types[f.name] is float else np.int64))
+    return np.dtype(members)
+
+
+_cached_dtype = functools.cache(record_dtype)
+
+
+def record(value: Any) -> np.ndarray:
+    """(1,) structured array with the numbers of a hardware dataclass; enums as their integers, names left out."""
+    return np.array([_row(value)], dtype=_cached_dtype(type(value)))
+
+
+def _row(value: Any) -> tuple[Any, ...]:
+    row: list[Any] = []
+    for f in fields(value):
+        item = getattr(value, f.name)
+        if isinstance(item, str):
+            continue
+        row.append(_row(item) if is_dataclass(item) else int(item) if isinstance(item, IntEnum) else item)
+    return tuple(row)

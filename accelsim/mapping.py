@@ -1,0 +1,189 @@
+"""`Mapping`: how a work is laid on a platform, and `best`: the cheapest one of a stated candidate set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from accelsim.errors import Infeasible
+from accelsim.formulas import OS, WS, Dataflow, packed_bytes
+from accelsim.jit import atom, compiled, record
+from accelsim.platforms.base import Platform
+from accelsim.platforms.systolic import Systolic, gemm_fits, gemm_time, gemm_traffic, vector_plan
+from accelsim.work import Work, WorkKind, work_array
+
+MAPPING_DTYPE = np.dtype(
+    [(name, np.int64) for name in ("tile_m", "tile_k", "tile_n", "instances", "n_outer", "feasible")]
+)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Tile of a GEMM in elements, `instances` of it side by side, and the loop order (k is always innermost).
+
+    n_outer: 1 for loops n, m, k from outermost to innermost; 0 for m, n, k.
+    """
+
+    tile_m: int
+    tile_k: int
+    tile_n: int
+    instances: int = 1
+    n_outer: int = 0
+
+    @property
+    def loop_order(self) -> str:
+        """Outermost loop first."""
+        return "n, m, k" if self.n_outer else "m, n, k"
+
+
+@atom
+def tile_size(dim: int, quantum: int, index: int) -> int:
+    """Candidate `index` for a dimension: quantum x 1, 2, 3, 4, 6, 8, 12 ... while below `dim`, then `dim`, then 0."""
+    size = 0
+    for i in range(index + 1):
+        if size >= dim:
+            return 0
+        step = quantum << ((i + 1) // 2)
+        if i > 0 and i % 2 == 0:
+            step = (quantum << (i // 2 - 1)) * 3
+        size = min(step, dim)
+    return size
+
+
+@atom
+def quanta(dataflow: int, rows: int, cols: int) -> Any:
+    """Smallest tile of (m, k, n): the array's side where a dimension lies on it, 1 where it is streamed."""
+    if dataflow == OS:
+        return rows, 1, cols
+    if dataflow == WS:
+        return 1, rows, cols
+    return cols, rows, 1
+
+
+@compiled
+def _best_gemm(p: Any, w: Any, out: Any) -> None:
+    """Search all tile sizes, loop orders and instance counts; smallest (cycles, DRAM bytes, candidate number) wins."""
+    qm, qk, qn = quanta(p.dataflow, p.rows, p.cols)
+    t = np.zeros(1, MAPPING_DTYPE)[0]
+    best_cycles, best_bytes = np.int64(0), np.int64(0)
+    out.feasible = 0
+    for im in range(128):
+        t.tile_m = tile_size(w.m, qm, im)
+        if t.tile_m == 0:
+            break
+        for ik in range(128):
+            t.tile_k = tile_size(w.k, qk, ik)
+            if t.tile_k == 0:
+                break
+            if 2 * packed_bytes(t.tile_m * t.tile_k, w.a_bits) > p.input_buffer.capacity_bytes:
+                break
+            for jn in range(128):
+                t.tile_n = tile_size(w.n, qn, jn)
+                if t.tile_n == 0:
+                    break
+                if 2 * packed_bytes(t.tile_k * t.tile_n, w.w_bits) > p.weight_buffer.capacity_bytes:
+                    break
+                if 2 * packed_bytes(t.tile_m * t.tile_n, p.accumulator_bits) > p.accumulator.capacity_bytes:
+                    break
+                whole = t.tile_m == w.m and t.tile_k == w.k and t.tile_n == w.n
+                for many in range(2):
+                    t.instances = min(p.arrays, w.count) if many else 1
+                    if many and (t.instances == 1 or not whole):
+                        continue
+                    if not gemm_fits(p, w, t.tile_m, t.tile_k, t.tile_n, t.instances):
+                        continue
+                    for order in range(1 if whole else 2):
+                        t.n_outer = order
+                        cycles = gemm_time(p, w, t).cycles
+                        if out.feasible == 1 and cycles > best_cycles:
+                            continue
+                        a, b, o = gemm_traffic(w, t)
+                        if out.feasible == 0 or cycles < best_cycles or a + b + o < best_bytes:
+                            best_cycles, best_bytes = cycles, a + b + o
+                            out.tile_m, out.tile_k, out.tile_n = t.tile_m, t.tile_k, t.tile_n
+                            out.instances, out.n_outer, out.feasible = t.instances, t.n_outer, 1
+
+
+@compiled
+def _best_all(p: Any, works: Any, out: Any) -> None:
+    for i in range(len(works)):
+        w = works[i]
+        out[i].feasible = 1
+        if w.kind == 0:
+            _best_gemm(p, w, out[i])
+        elif w.kind == 1:
+            plan = vector_plan(p, w)
+            out[i].tile_m, out[i].tile_n, out[i].feasible = plan.chunk_units, plan.unit_elements, plan.chunk_units > 0
+
+
+def candidates(platform: Systolic, work: Work) -> list[Mapping]:
+    """Every mapping `best` considers for a GEMM, feasible or not, in its order: the stated candidate set.
+
+    Tile sizes: the array's side (1 for the streamed dimension) x 1, 2, 3, 4, 6, 8, 12, ... and the whole dimension;
+    loop orders m, n, k and n, m, k; if the tile is a whole instance, one instance or as many as there are arrays.
+    """
+    sizes = []
+    for dim, quantum in zip(
+        (work.m, work.k, work.n), quanta(platform.dataflow, platform.rows, platform.cols), strict=True
+    ):
+        column: list[int] = []
+        while size := tile_size(dim, quantum, len(column)):
+            column.append(size)
+        sizes.append(column)
+    found = []
+    for m in sizes[0]:
+        for k in sizes[1]:
+            for n in sizes[2]:
+                whole = (m, k, n) == (work.m, work.k, work.n)
+                together = min(platform.arrays, work.count)
+                for instances in (1, together) if whole and together > 1 else (1,):
+                    found += [Mapping(m, k, n, instances, order) for order in ((0,) if whole else (0, 1))]
+    return found
+
+
+def best(platform: Platform, works: list[Work], asked_by: list[str] | None = None) -> np.ndarray:
+    """(len(works),) MAPPING_DTYPE: for each work the feasible candidate with the fewest (cycles, DRAM bytes, number).
+
+    asked_by: names of ops, for messages. Raises Infeasible with demand, bound, unit and levers for the first work that
+    the platform cannot compute or that no candidate fits.
+    """
+    rows = np.zeros(len(works), MAPPING_DTYPE)
+    names = asked_by or [""] * len(works)
+    for work, name in zip(works, names, strict=True):
+        platform.check_widths(work, name)
+    if isinstance(platform, Systolic):
+        _best_all(record(platform)[0], work_array(works), rows)
+        for i in np.flatnonzero(rows["feasible"] == 0):
+            raise _infeasible(platform, works[i], names[i])
+    return rows
+
+
+def mapping_row(mapping: Mapping) -> np.ndarray:
+    """(1,) MAPPING_DTYPE of one mapping."""
+    t = mapping
+    return np.array([(t.tile_m, t.tile_k, t.tile_n, t.instances, t.n_outer, 1)], MAPPING_DTYPE)
+
+
+def _infeasible(p: Systolic, w: Work, name: str) -> Infeasible:
+    """Which half buffer the smallest tile overflows."""
+    if w.kind is WorkKind.VECTOR:
+        plan = vector_plan(p, np.array(work_array([w]))[0])
+        row = (w.in_bytes + w.out_bytes) // max(1, plan.units)
+        half = p.vector.buffer.capacity_bytes // 2
+        what = f"{p.name}: {name}: one row of {plan.unit_elements} elements, operands and result"
+        return Infeasible(what, row, half, "bytes (half the buffer)", ["vector.buffer.capacity_bytes"])
+    qm, qk, qn = quanta(p.dataflow, p.rows, p.cols)
+    m, k, n = min(w.m, qm), min(w.k, qk), min(w.n, qn)
+    dataflow = Dataflow(p.dataflow).name.lower()
+    for label, path, demand, bound in (
+        ("input", "input_buffer", packed_bytes(m * k, w.a_bits), p.input_buffer.capacity_bytes),
+        ("weight", "weight_buffer", packed_bytes(k * n, w.w_bits), p.weight_buffer.capacity_bytes),
+        ("accumulator", "accumulator", packed_bytes(m * n, p.accumulator_bits), p.accumulator.capacity_bytes),
+    ):
+        if 2 * demand > bound:
+            what = f"{p.name}: {name}: GEMM {w.m}x{w.k}x{w.n}, smallest {label} tile of the {dataflow} dataflow"
+            levers = [f"{path}.capacity_bytes", "rows", "cols", "dataflow"]
+            return Infeasible(what, demand, bound // 2, "bytes (half the buffer)", levers)
+    raise AssertionError(f"{w} fits {p} but no candidate was found")

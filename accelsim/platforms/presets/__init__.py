@@ -1,0 +1,1 @@
+"""Named platforms as files; every number has its source beside it."""

@@ -1,0 +1,189 @@
+"""`Report`: one row per (op, work) with units in the column names, its total, breakdowns and comparisons."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accelsim.errors import SpecError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA: dict[str, str] = {
+    "op": "operator of the graph: module path and name",
+    "group": "module path",
+    "operator": "PyTorch's name of the operation",
+    "phase": "forward, or a phase of training",
+    "layer": "encoder layer, -1 outside",
+    "platform": "name of the platform",
+    "unit": "engine of the platform that runs it; none for a free op",
+    "kind": "gemm, vector, move, collective; free for a view",
+    "count": "identical instances (heads x batch)",
+    "macs": "multiply-accumulates",
+    "flops": "multiplications and additions, a MAC counted as two",
+    "cycles": "cycles of the platform's clock, compute_cycles + stall_cycles",
+    "compute_cycles": "cycles the unit needs with memory that never makes it wait",
+    "stall_cycles": "cycles it waits: exposed loads, stores and latencies",
+    "start_cycle": "when its first step starts on the unit",
+    "finish_cycle": "when its last result is stored",
+    "time_s": "cycles / clock",
+    "sram_bytes": "reads and writes of on-chip buffers",
+    "dram_bytes": "reads and writes of DRAM",
+    "energy_j": "dynamic energy and this row's share of leakage",
+    "utilization": "cycles the unit would take at its peak / cycles",
+    "bound": "compute, memory, latency or collective: which term is the largest; free for a view",
+}
+"""Every column and what it says."""
+
+LABELS = ("op", "group", "operator", "phase", "layer", "platform", "unit", "kind", "bound", "module", "block")
+SUMMED = ("macs", "flops", "cycles", "compute_cycles", "stall_cycles", "time_s", "sram_bytes", "dram_bytes", "energy_j")
+
+
+@dataclass(frozen=True)
+class Total:
+    """The whole run. Under events `cycles` is the makespan: rows overlap, so it may be below their sum.
+
+    utilization: MACs done / MACs the arrays could have done in that time. area_mm2: None where the platform's
+    description does not know it.
+    """
+
+    macs: int
+    flops: int
+    cycles: int
+    compute_cycles: int
+    stall_cycles: int
+    time_s: float
+    sram_bytes: int
+    dram_bytes: int
+    energy_j: float
+    power_w: float
+    utilization: float
+    area_mm2: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model costs on a platform.
+
+    columns: SCHEMA column -> one value per row. energy_by_part_j: MAC, vector, SRAM, DRAM, leakage; sums to the total.
+    assumptions: what the numbers stand on. bounds: lower and upper bound of the events' time in cycles.
+    """
+
+    model: str
+    platform: str
+    seq: int
+    batch: int
+    precision: str
+    detail: str
+    clock_hz: float
+    columns: Mapping[str, Sequence[Any]]
+    total: Total
+    energy_by_part_j: Mapping[str, float]
+    assumptions: Mapping[str, str] = field(default_factory=dict)
+    roof: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per (op, work), columns as in SCHEMA."""
+        import pandas as pd
+
+        return pd.DataFrame({name: self.columns[name] for name in SCHEMA})
+
+    def breakdown(self, by: str = "operator") -> pd.DataFrame:
+        """Sums over equal labels, the share of time beside them, largest first.
+
+        by: a label column, or "module" (the module path with layer numbers as `*`), or "block" (embeddings, attention,
+        feed-forward, head). Raises SpecError for anything else.
+        """
+        if by not in LABELS:
+            raise SpecError.unknown("breakdown by", by, LABELS)
+        table = self.table
+        if by == "module":
+            keys = [module_of(op) for op in table["op"]]
+        elif by == "block":
+            keys = [block_of(group, layer) for group, layer in zip(table["group"], table["layer"], strict=True)]
+        else:
+            keys = list(table[by])
+        sums = table[list(SUMMED)].groupby(np.array(keys, dtype=object)).sum()
+        sums["share"] = sums["cycles"] / max(1, sums["cycles"].sum())
+        sums.index.name = by
+        return sums.sort_values(["cycles", "macs"], ascending=False, kind="stable")
+
+    def compare(self, other: Report, by: str = "operator") -> pd.DataFrame:
+        """Cycles, time, bytes and energy of both reports by label, and other / self for time and energy."""
+        mine, theirs = self.breakdown(by), other.breakdown(by)
+        columns = ["cycles", "time_s", "dram_bytes", "energy_j"]
+        joined = mine[columns].join(theirs[columns], how="outer", lsuffix=".a", rsuffix=".b").fillna(0)
+        for column in ("time_s", "energy_j"):
+            joined[f"{column}.ratio"] = joined[f"{column}.b"] / joined[f"{column}.a"].replace(0, np.nan)
+        return joined.sort_values("time_s.a", ascending=False, kind="stable")
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        names = list(self.columns)
+        return {
+            "model": self.model,
+            "platform": self.platform,
+            "seq": self.seq,
+            "batch": self.batch,
+            "precision": self.precision,
+            "detail": self.detail,
+            "clock_hz": self.clock_hz,
+            "assumptions": dict(self.assumptions),
+            "total": asdict(self.total),
+            "energy_by_part_j": dict(self.energy_by_part_j),
+            "ops": [dict(zip(names, row, strict=True)) for row in zip(*self.columns.values(), strict=True)],
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rows as .csv or .parquet, or everything as .json; written under a temporary name, then renamed.
+
+        Raises SpecError for another suffix or a folder that is not there.
+        """
+        target = Path(path)
+        writers = {
+            ".csv": lambda p: self.table.to_csv(p, index=False),
+            ".parquet": lambda p: self.table.to_parquet(p, index=False),
+            ".json": lambda p: p.write_text(json.dumps(self.to_json(), indent=1) + "\n"),
+        }
+        check_output(target, writers)
+        partial = target.with_name(f".{target.name}.partial")
+        writers[target.suffix.lower()](partial)
+        return partial.replace(target)
+
+
+def check_output(target: Path, suffixes: Mapping[str, Any]) -> None:
+    """Raise SpecError unless the suffix is one of `suffixes` and the folder exists."""
+    if target.suffix.lower() not in suffixes:
+        raise SpecError(f"output {target}", target.suffix, f"one of {', '.join(suffixes)}")
+    if not target.parent.is_dir():
+        raise SpecError(f"output {target}", str(target.parent), "a folder that exists")
+
+
+def module_of(op: str) -> str:
+    """Op name with layer numbers as `*`, so that equal places of all layers fall together.
+
+    >>> module_of("encoder.layer.3.attention.self.scores")
+    'encoder.layer.*.attention.self.scores'
+    """
+    return ".".join("*" if part.isdigit() else part for part in op.split("."))
+
+
+def block_of(group: str, layer: int) -> str:
+    """embeddings, attention, feed-forward or head, from the module path.
+
+    >>> block_of("encoder.layer.3.attention.self.query", 3)
+    'attention'
+    """
+    if layer >= 0:
+        parts = group.lower().split(".")
+        return "attention" if any("attention" in p or p.startswith("sa_") for p in parts) else "feed-forward"
+    return "embeddings" if "embed" in group.lower() or group == "" else "head"
