@@ -265,18 +265,14 @@ def explain(
         print(json.dumps([term._asdict() for term in terms]))
         return
     width = max(len(term.name) for term in terms)
-    values = [
-        f"{term.value:,}"
-        if isinstance(term.value, int)
-        else f"{term.value:,.1f}"
-        if isinstance(term.value, float)
-        else term.value
-        for term in terms
-    ]
-    column = max(len(value) for value, term in zip(values, terms, strict=True) if term.unit)
+    values = [f"{_number(term.value)} {term.unit}" if term.unit else str(term.value) for term in terms]
+    column = max(len(value) for value in values)
     for value, term in zip(values, terms, strict=True):
-        head_text = f"{value:>{column}} {term.unit}" if term.unit else value
-        print(f"{term.name:<{width}}  {head_text:<{column + 8}}  {term.formula}".rstrip())
+        print(f"{term.name:<{width}}  {value:>{column}}  {term.formula}".rstrip())
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
 class Listed(StrEnum):
@@ -290,9 +286,9 @@ class Listed(StrEnum):
 def list_names(what: Annotated[Listed, typer.Argument(help="models or platforms")]) -> None:
     """Print the names that other commands take, one a line."""
     if what is Listed.models:
-        from accelsim.trace import shipped_names
+        from accelsim_models.zoo import names as models
 
-        print("\n".join(shipped_names()))
+        print("\n".join(models()))
     else:
         from accelsim.platforms import names
 
@@ -324,6 +320,31 @@ def show(
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.dump(describe(chip), sys.stdout)
+
+
+class Validated(StrEnum):
+    """What `validate` validates."""
+
+    platforms = "platforms"
+
+
+@app.command(epilog="Example:\n\naccelsim validate platforms --pairs 500 --seed 0")
+def validate(
+    what: Annotated[Validated, typer.Argument(help="platforms: the event model against the analytic one")],
+    pairs: Annotated[int, typer.Option("--pairs", help="random (workload, platform) pairs")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="of the random draw")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare the models of time on random workloads and platforms; exit status 1 if a bound is broken."""
+    from accelsim.validate import platform_rows, summary
+
+    rows = platform_rows(pairs, seed)
+    if as_json:
+        print(json.dumps({"rows": rows}))
+    else:
+        print("\n".join(summary(rows)))
+    if any(row["mismatches"] for row in rows):
+        raise typer.Exit(1)
 
 
 def main() -> None:

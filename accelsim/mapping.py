@@ -11,7 +11,7 @@ from accelsim.errors import Infeasible
 from accelsim.formulas import OS, WS, Dataflow, packed_bytes
 from accelsim.jit import atom, compiled, record
 from accelsim.platforms.base import Platform
-from accelsim.platforms.systolic import Systolic, gemm_fits, gemm_time, gemm_traffic, vector_plan
+from accelsim.platforms.systolic import Systolic, gemm_fits, gemm_time, gemm_traffic, vector_cost, vector_plan
 from accelsim.work import Work, WorkKind, work_array
 
 MAPPING_DTYPE = np.dtype(
@@ -22,6 +22,8 @@ MAPPING_DTYPE = np.dtype(
 @dataclass(frozen=True)
 class Mapping:
     """Tile of a GEMM in elements, `instances` of it side by side, and the loop order (k is always innermost).
+
+    Of a VECTOR: tile_m units (rows, or as many elements as there are lanes) of tile_n elements in one chunk.
 
     n_outer: 1 for loops n, m, k from outermost to innermost; 0 for m, n, k.
     """
@@ -107,6 +109,22 @@ def _best_gemm(p: Any, w: Any, out: Any) -> None:
 
 
 @compiled
+def _best_vector(p: Any, w: Any, out: Any) -> None:
+    """Search all chunk sizes, in units of `vector_plan`; the smallest with the fewest cycles wins."""
+    plan = vector_plan(p, w)
+    t = np.zeros(1, MAPPING_DTYPE)[0]
+    best_cycles = np.int64(0)
+    out.feasible, out.tile_n = 0, plan.unit_elements
+    for i in range(128):
+        t.tile_m = tile_size(plan.units, 1, i)
+        if t.tile_m == 0 or 2 * t.tile_m * plan.unit_bytes > p.vector.buffer.capacity_bytes:
+            break
+        cycles = vector_cost(p, w, t).cycles
+        if out.feasible == 0 or cycles < best_cycles:
+            best_cycles, out.tile_m, out.feasible = cycles, t.tile_m, 1
+
+
+@compiled
 def _best_all(p: Any, works: Any, out: Any) -> None:
     for i in range(len(works)):
         w = works[i]
@@ -114,8 +132,7 @@ def _best_all(p: Any, works: Any, out: Any) -> None:
         if w.kind == 0:
             _best_gemm(p, w, out[i])
         elif w.kind == 1:
-            plan = vector_plan(p, w)
-            out[i].tile_m, out[i].tile_n, out[i].feasible = plan.chunk_units, plan.unit_elements, plan.chunk_units > 0
+            _best_vector(p, w, out[i])
 
 
 def candidates(platform: Systolic, work: Work) -> list[Mapping]:
@@ -169,11 +186,10 @@ def mapping_row(mapping: Mapping) -> np.ndarray:
 def _infeasible(p: Systolic, w: Work, name: str) -> Infeasible:
     """Which half buffer the smallest tile overflows."""
     if w.kind is WorkKind.VECTOR:
-        plan = vector_plan(p, np.array(work_array([w]))[0])
-        row = (w.in_bytes + w.out_bytes) // max(1, plan.units)
+        plan = vector_plan(p, w)
         half = p.vector.buffer.capacity_bytes // 2
         what = f"{p.name}: {name}: one row of {plan.unit_elements} elements, operands and result"
-        return Infeasible(what, row, half, "bytes (half the buffer)", ["vector.buffer.capacity_bytes"])
+        return Infeasible(what, plan.unit_bytes, half, "bytes (half the buffer)", ["vector.buffer.capacity_bytes"])
     qm, qk, qn = quanta(p.dataflow, p.rows, p.cols)
     m, k, n = min(w.m, qm), min(w.k, qk), min(w.n, qn)
     dataflow = Dataflow(p.dataflow).name.lower()

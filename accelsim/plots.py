@@ -11,6 +11,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.style import context
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from accelsim.errors import SpecError
 from accelsim.report import block_of, check_output, module_of
@@ -60,6 +60,7 @@ _GENERIC = frozenset(
 
 _ROW, _FOOT, _EDGE = 0.165, 0.095, 0.08  # inches: a line of a bar chart, a line of the footnote, the margin
 _GAP = 1.4  # lines between two bar charts in one column
+_NAMES_WIDTH, _BARS, _CELLS = 0.98, 1.08, (0.43, 0.87, 1.22)  # inches: names, bars, right ends of the cells after them
 _GREY = "#606060"
 
 
@@ -97,7 +98,7 @@ def label(op: str, operator: str, kind: str) -> str:
     """
     if kind == "gemm" and operator != "linear":
         return _ATTENTION.get(op.rpartition(".")[2].rstrip("0123456789"), "matmul")
-    return _ACTIVATIONS.get(operator) or {"other": "other elementwise"}.get(f := family(operator, kind), f)
+    return _ACTIVATIONS.get(operator) or {"other": "elementwise"}.get(f := family(operator, kind), f)
 
 
 def caption(
@@ -119,8 +120,8 @@ def caption(
 def breakdown_figure(table: pd.DataFrame, title: str, *, total_s: float | None = None, footnote: str = "") -> Figure:
     """Bar charts of the time in ops, by operator, by unit and by block, each bar split into compute and stall.
 
-    Beside each bar: its time, its share of the time in all ops, and the share of the bar that is stall. Every chart adds
-    up to the time in all ops; what is too small for a line of its own shares one.
+    Beside each bar: its time, its share of the time in all ops, and the share of the bar that is stall. Every chart
+    adds up to the time in all ops; what is too small for a line of its own shares one.
     total_s: time from start to end, said in the heading where it differs from the sum of the ops.
     footnote: what was simulated, see `caption`.
 
@@ -137,20 +138,23 @@ def breakdown_figure(table: pd.DataFrame, title: str, *, total_s: float | None =
             inside = _sums(bars[bars["block"] == block], "label")
             blocks += [Bar(*row, inside=True) for row in _fold_small(inside, 0.003 * everything)]
     with context(STYLE, after_reset=True):
-        lines = max(len(operators) + _GAP + len(units), len(blocks)) + 0.2
+        lines = (len(operators) + _GAP + len(units), len(blocks))
         foot = _wrap(footnote, DOUBLE)
         top, bottom = 0.62, 0.44 + _FOOT * len(foot)
-        figure = Figure(figsize=(DOUBLE, top + _ROW * lines + bottom))
+        height = _ROW * (max(lines) + 0.2)
+        figure = Figure(figsize=(DOUBLE, top + height + bottom))
         unit, scale = _time_unit(total_s or everything)
         _heading(figure, title, _total_line(bars, total_s))
         _bar_legend(figure)
-        left = _axes(figure, 1.02, bottom, 1.22, _ROW * lines)
+        left, right = (
+            _axes(figure, x, bottom + height - _ROW * (n + 0.2), _BARS, _ROW * (n + 0.2))
+            for x, n in zip((_EDGE + _NAMES_WIDTH, DOUBLE - _EDGE - _CELLS[-1] - _BARS), lines, strict=True)
+        )
         below = _draw_bars(left, operators, 0.0, everything, unit, scale, "by operator")
         _draw_bars(left, units, below + _GAP, everything, unit, scale, "by unit")
-        right = _axes(figure, 4.50, bottom, 1.22, _ROW * lines)
         _draw_bars(right, blocks, 0.0, everything, unit, scale, "by block")
-        for axes in (left, right):
-            _finish_bars(axes, lines, f"time in ops ({unit})")
+        for axes, n in zip((left, right), lines, strict=True):
+            _finish_bars(axes, n + 0.2, f"time in ops ({unit})")
         _footnote(figure, foot)
     return figure
 
@@ -160,9 +164,10 @@ def roofline_figure(
 ) -> Figure:
     """Log-log chart of FLOP per DRAM byte against FLOP/s attained, under the roof of the platform.
 
-    One marker per distinct work (same operator, FLOPs and bytes), its area the share of time, its colour the family;
-    the five heaviest are labelled with the modules that ask for it. Ops without FLOPs or without DRAM traffic have no
-    place in it: their share of the time is said below. flops_per_s: peak of the array. dram_bytes_per_s: DRAM peak.
+    One marker per distinct work (same operator, FLOPs and bytes), its area the share of time, its colour the family.
+    The five heaviest are numbered; a list below says which modules ask for them and how near to the roof they come.
+    Ops without FLOPs or without DRAM traffic have no place in it: their share of the time is said below.
+    flops_per_s: peak of the array. dram_bytes_per_s: DRAM peak.
 
     Raises SpecError for a table with a column missing, one without any FLOP, or a roof that is not positive.
     """
@@ -177,7 +182,10 @@ def roofline_figure(
     notes = [_roofline_note(points, flops_per_s, dram_bytes_per_s), footnote]
     with context(STYLE, after_reset=True):
         foot = [line for note in notes for line in _wrap(note, SINGLE)]
-        top, height, bottom = 0.30, 2.15, 0.86 + _FOOT * len(foot)
+        heaviest = points[:5]
+        below = _FOOT * len(foot) + 0.11
+        listed = below + 0.12 * (len(heaviest) + 1) + 0.06
+        top, height, bottom = 0.26, 2.15, listed + 0.88
         figure = Figure(figsize=(SINGLE, top + height + bottom))
         _heading(figure, title, "")
         axes = _axes(figure, 0.48, bottom, SINGLE - 0.48 - _EDGE, height)
@@ -192,9 +200,10 @@ def roofline_figure(
             linewidths=0.4,
             zorder=3,
         )
-        _roofline_legends(figure, points, _FOOT * len(foot))
+        _roofline_legends(figure, points, listed)
+        _list_heaviest(figure, heaviest, below, flops_per_s, dram_bytes_per_s)
         _footnote(figure, foot)
-        _place_labels(figure, axes, points[:5], points)
+        _place_numbers(figure, axes, heaviest, points)
     return figure
 
 
@@ -383,9 +392,13 @@ def _join_names(names: Sequence[str]) -> str:
     'attention query, key, value'
     """
     words = [name.split() for name in names]
-    common = len(os.path.commonprefix([w[:-1] for w in words]))
+    common = 0
+    while all(len(w) > common + 1 and w[common] == words[0][common] for w in words):
+        common += 1
     joined = ", ".join([names[0], *(" ".join(w[common:]) for w in words[1:])])
-    return joined if len(joined) <= 36 else f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else joined[-36:]
+    if len(joined) > 38 and len(names) > 1:
+        joined = f"{names[0]} and {len(names) - 1} more"
+    return joined if len(joined) <= 40 else f"... {joined[-36:]}"
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
@@ -460,13 +473,15 @@ def _draw_bars(
     axes.barh(places, compute, height=heights, color=COMPUTE, label=f"compute {name}")
     axes.barh(places, stall, left=compute, height=heights, color=STALL, label=f"stall {name}")
     across = axes.get_yaxis_transform()
-    columns = ((1.36, unit), (1.69, "share %"), (2.02, "stall %"))
-    axes.text(-0.78, first - 0.72, name, transform=across, size=7.5, weight="bold", va="bottom")
+    columns = [(1 + x / _BARS, name) for x, name in zip(_CELLS, (unit, "share %", "stall %"), strict=True)]
+    margin, indent = -_NAMES_WIDTH / _BARS, 0.09 / _BARS
+    axes.text(margin, first - 0.72, name, transform=across, size=7.5, weight="bold", va="bottom")
     for x, heading in columns:
         axes.text(x, first - 0.72, heading, transform=across, ha="right", va="bottom", size=6.5, color=_GREY)
     for y, bar in zip(places, bars, strict=True):
-        style = {"transform": across, "va": "center_baseline", "weight": "bold" if bar.bold else "normal"}
-        axes.text(-0.70 if bar.inside else -0.78, y, bar.name, **style)
+        style = {"transform": across, "va": "center_baseline", "size": 6.5 if bar.inside else 7}
+        style["weight"] = "bold" if bar.bold else "normal"
+        axes.text(margin + indent * bar.inside, y, bar.name, **style)
         time_s = bar.compute_s + bar.stall_s
         cells = (
             _number(time_s / scale, everything_s / scale),
@@ -532,7 +547,7 @@ def _draw_roof(axes: Any, points: list[dict[str, Any]], flops_per_s: float, dram
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    axes.set_ylim(bottom, flops_per_s * 4)
+    axes.set_ylim(bottom, flops_per_s * 5)
     axes.grid(which="major")
     axes.plot([low, ridge, high], [low * dram_bytes_per_s, flops_per_s, flops_per_s], color="#202020", zorder=2)
     axes.plot([ridge, ridge], [bottom, flops_per_s], color=_GREY, linewidth=0.6, linestyle=(0, (2, 2)), zorder=1)
@@ -549,10 +564,10 @@ def _draw_roof(axes: Any, points: list[dict[str, Any]], flops_per_s: float, dram
         size=6,
     )
     axes.annotate(
-        f"peak {_si(flops_per_s)}FLOP/s", (high, flops_per_s), (0, 3), textcoords="offset points", ha="right", size=6.5
+        f"peak {_si(flops_per_s)}FLOP/s", (high, flops_per_s), (0, 7), textcoords="offset points", ha="right", size=6.5
     )
     box = axes.get_position().size * axes.figure.get_size_inches()
-    slope = math.degrees(math.atan2(box[1] / math.log(flops_per_s * 4 / bottom), box[0] / math.log(high / low)))
+    slope = math.degrees(math.atan2(box[1] / math.log(flops_per_s * 5 / bottom), box[0] / math.log(high / low)))
     start = max(low, bottom / dram_bytes_per_s) * 1.6
     axes.annotate(
         f"DRAM {_si(dram_bytes_per_s)}B/s", (start, start * dram_bytes_per_s), (-3, 3), textcoords="offset points",
@@ -566,22 +581,37 @@ def _si(value: float) -> str:
     >>> _si(25.6e9), _si(2.048e12)
     ('25.6 G', '2.05 T')
     """
-    power = min(5, max(0, int(math.floor(math.log10(value) / 3)))) if value >= 1 else 0
-    return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}"
+    power = min(5, max(0, math.floor(math.log10(value) / 3))) if value >= 1 else 0
+    return f"{f'{value / 1000**power:#.3g}'.rstrip('.')} {['', 'k', 'M', 'G', 'T', 'P'][power]}"
+
+
+def _list_heaviest(
+    figure: Figure, heaviest: Sequence[dict[str, Any]], above: float, flops_per_s: float, dram_bytes_per_s: float
+) -> None:
+    """The numbered works, `above` inches over the lower edge: name, time, FLOP/s, share of the roof."""
+    w, h = figure.get_size_inches()
+    rows = [("", "heaviest works", "time %", "FLOP/s", "of roof %")]
+    for i, point in enumerate(heaviest):
+        roof = min(flops_per_s, point["intensity"] * dram_bytes_per_s)
+        rates = (_si(point["attained"]), _share(point["attained"] / roof))
+        rows.append((str(i + 1), point["names"], _share(point["share"]), *rates))
+    places = ((_EDGE, "left"), (_EDGE + 0.12, "left"), (2.43, "right"), (2.86, "right"), (SINGLE - _EDGE, "right"))
+    for line, row in enumerate(rows):
+        y = (above + 0.12 * (len(rows) - 1 - line)) / h
+        for (x, ha), cell in zip(places, row, strict=True):
+            figure.text(
+                x / w, y, cell, ha=ha, va="baseline", size=6, color="#202020" if line else _GREY,
+                weight="bold" if line and x == _EDGE else "normal",
+            )  # fmt: skip
 
 
 def _roofline_legends(figure: Figure, points: list[dict[str, Any]], foot: float) -> None:
     present = [name for name in FAMILIES if any(p["family"] == name for p in points)]
     dots = [_dot(FAMILIES[name], _area(0.07)) for name in present]
-    _legend(figure, dots, present, foot + 0.17, columns=4)
-    shares = (0.01, 0.1, 0.3)
-    _legend(
-        figure,
-        [_dot("#FFFFFF", _area(s)) for s in shares],
-        [f"{100 * s:.0f} % of time" for s in shares],
-        foot,
-        columns=3,
-    )
+    _legend(figure, dots, present, foot + 0.20, columns=4)
+    shares = (0.01, 0.1, 0.25)
+    sizes = [f"{100 * s:.0f} % of time" for s in shares]
+    _legend(figure, [_dot("#FFFFFF", _area(s)) for s in shares], sizes, foot, columns=3)
 
 
 def _dot(colour: str, area: float) -> Any:
@@ -591,71 +621,65 @@ def _dot(colour: str, area: float) -> Any:
     )  # fmt: skip
 
 
-def _place_labels(figure: Figure, axes: Any, labelled: list[dict[str, Any]], points: list[dict[str, Any]]) -> None:
-    """Write the names beside their markers, each at the nearest of a fixed set of places where it hides least."""
+def _place_numbers(figure: Figure, axes: Any, numbered: list[dict[str, Any]], points: list[dict[str, Any]]) -> None:
+    """Number the markers 1, 2, ..., each at the nearest of a fixed set of places where the number hides least."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    pixels = figure.dpi / 72
     frame = axes.get_window_extent(renderer)
-    texts = [text.get_window_extent(renderer) for text in axes.texts]
-    others = [box for line in axes.lines for box in _boxes_along(axes.transData.transform(line.get_xydata()))]
+    texts = np.array([text.get_window_extent(renderer).extents for text in axes.texts])
+    others = [_boxes_along(axes.transData.transform(line.get_xydata()), 150) for line in axes.lines[:2]]
     for point in points:
         x, y = axes.transData.transform((point["intensity"], point["attained"]))
-        r = math.sqrt(point["area"]) / 2 * pixels
-        others.append(Bbox([[x - r, y - r], [x + r, y + r]]))
-    for point in labelled:
+        r = math.sqrt(point["area"]) / 2 * figure.dpi / 72
+        others.append(np.array([[x - r, y - r, x + r, y + r]]))
+    marks, leaders = np.concatenate(others), np.zeros((0, 4))
+    for number, point in enumerate(numbered, 1):
         r = math.sqrt(point["area"]) / 2
         at = (point["intensity"], point["attained"])
         centre = axes.transData.transform(at)
         text = axes.annotate(
-            f"{point['names']} ({_share(point['share'])} %)", at, (0, 0), textcoords="offset points", size=6, zorder=5,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": _GREY, "shrinkA": 0, "shrinkB": 0},
+            str(number), at, (0, 0), textcoords="offset points", size=6.5, weight="bold", zorder=5, ha="center",
+            va="center", gid="number",
         )  # fmt: skip
-        best: tuple[float, Any, Any, list[Any]] = (math.inf, None, None, [])
-        for place in _places(r + 3):
-            _move(text, place)
-            box = _text_box(text, renderer)
-            leader = _boxes_along(np.array([_nearest(box, centre), centre]))
-            inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 + 2 and box.y0 >= frame.y0 and box.y1 <= frame.y1
-            hidden = 0 if inside else 1000
-            hidden += 50 * sum(box.overlaps(other) or any(b.overlaps(other) for b in leader) for other in texts)
-            hidden += sum(box.overlaps(other) for other in others)
-            if hidden < best[0]:
-                best = (hidden, place, box, leader)
-        _move(text, best[1])
-        texts += [best[2], *best[3]]
+        text.update_positions(renderer)
+        half: np.ndarray = np.asarray(Text.get_window_extent(text, renderer).size) / 2
+        fewest, chosen = math.inf, None
+        for direction, distance in _PLACES:
+            middle = centre + direction * (half + (r + distance) * figure.dpi / 72)
+            box = np.concatenate([middle - half, middle + half])
+            nearest = np.clip(centre, box[:2], box[2:])
+            leader = _boxes_along(np.array([nearest, centre]), 12)[:8]
+            outside = box[0] < frame.x0 or box[1] < frame.y0 or box[2] > frame.x1 + 2 or box[3] > frame.y1
+            hidden = 1000 * outside + 5 * _overlaps(box[None], marks) + _overlaps(leader, leaders) + distance / 20
+            hidden += 50 * (_overlaps(box[None], np.vstack([texts, leaders])) + _overlaps(leader, texts))
+            if hidden < fewest:
+                fewest, chosen = hidden, (middle, box, leader, nearest)
+        assert chosen is not None
+        middle, box, leader, nearest = chosen
+        text.set_position((middle - centre) * 72 / figure.dpi)
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": _GREY, "shrinkA": 0, "shrinkB": r}
+        offset = (nearest - centre) * 72 / figure.dpi
+        if np.hypot(*offset) > r + 3:
+            axes.annotate("", at, offset, textcoords="offset points", arrowprops=line, zorder=2.5)
+        texts, leaders = np.vstack([texts, box]), np.vstack([leaders, leader])
 
 
-def _places(r: float) -> list[tuple[float, float]]:
-    """Offsets in points from a marker, nearest first."""
-    angles = [math.radians(a) for a in (0, 180, 90, 270, 45, 135, 225, 315, 160, 20, 200, 340, 115, 65, 245, 295)]
-    distances = (r, r + 6, r + 12, r + 18, r + 25, r + 33, r + 42, r + 52, r + 63, r + 75, r + 90)
-    return [(d * math.cos(a), d * math.sin(a)) for d in distances for a in angles]
+_PLACES = [
+    (np.array([math.cos(math.radians(a)), math.sin(math.radians(a))]).round(6), d)
+    for d in (1, 4, 8, 12, 16, 21, 27)
+    for a in (0, 180, 90, 270, 45, 135, 225, 315, 165, 15, 195, 345, 150, 30, 210, 330, 115, 65, 245, 295)
+]
+"""Directions and distances in points from a marker where its number may stand, nearest first."""
 
 
-def _move(text: Any, place: tuple[float, float]) -> None:
-    """Put an annotation at an offset and align it so that it turns away from its marker."""
-    dx, dy = (round(v, 6) for v in place)
-    text.set_position(place)
-    text.set_ha("left" if dx > 0 else "right" if dx < 0 else "center")
-    text.set_va("center" if dy == 0 else "bottom" if dy > 0 else "top")
+def _boxes_along(path: np.ndarray, pieces: int) -> np.ndarray:
+    """(n, 4) small boxes along a line in pixels."""
+    t = np.linspace(0, 1, pieces)[:, None]
+    at = np.concatenate([a + t * (b - a) for a, b in pairwise(path)])
+    return np.hstack([at - 1, at + 1])
 
 
-def _nearest(box: Any, point: Any) -> tuple[float, float]:
-    """The place of a box that is nearest to a point."""
-    return min(max(point[0], box.x0), box.x1), min(max(point[1], box.y0), box.y1)
-
-
-def _text_box(text: Any, renderer: Any) -> Any:
-    """Box in pixels of the text alone, without the line to its marker."""
-    text.update_positions(renderer)
-    return Text.get_window_extent(text, renderer)
-
-
-def _boxes_along(path: np.ndarray) -> list[Any]:
-    """Small boxes along a line in pixels."""
-    boxes = []
-    for (x0, y0), (x1, y1) in zip(path[:-1], path[1:], strict=True):
-        for t in np.linspace(0, 1, 60):
-            x, y = x0 + t * (x1 - x0), y0 + t * (y1 - y0)
-            boxes.append(Bbox([[x - 1, y - 1], [x + 1, y + 1]]))
-    return boxes
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> int:
+    """How many pairs of boxes of the two sets have an area in common."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return int((low < high).all(axis=2).sum())

@@ -8,7 +8,7 @@ import numpy as np
 
 from accelsim import events
 from accelsim.errors import SpecError
-from accelsim.graph import Graph
+from accelsim.graph import Graph, Op
 from accelsim.mapping import best
 from accelsim.platforms.base import STEP_DTYPE, Platform
 from accelsim.report import SCHEMA, Report, Total
@@ -31,20 +31,17 @@ def simulate(graph: Graph, platform: Platform, *, detail: str = "analytic", prec
     if detail not in DETAILS:
         raise SpecError.unknown("detail", detail, DETAILS)
     graph = at_precision(graph, platform, precision)
-    rows = [(op, work) for op, works in graph.works for work in works]
-    if any(work.kind is WorkKind.COLLECTIVE for _, work in rows):
+    rows, unique, which = graph_rows(graph)
+    if any(work.kind is WorkKind.COLLECTIVE for work in unique):
         raise SpecError("platform", platform.name, "a cluster for a graph with collectives")
-    unique = list(dict.fromkeys(work for _, work in rows))
-    number = {work: i for i, work in enumerate(unique)}
     asked_by = {work: op.name for op, work in reversed(rows)}
     mappings = best(platform, unique, [asked_by[work] for work in unique])
-    which = np.array([number[work] for _, work in rows])
     costs = platform.costs(work_array(unique), mappings)[which]
     if detail == "events":
-        timeline = _timeline(graph, platform, unique, mappings, rows, which)
-        start, finish = timeline.start, timeline.finish
-        total_cycles = int(np.ceil(timeline.makespan - 1e-6))
-        total_compute = min(total_cycles, int(np.floor(timeline.compute_cycles + 1e-6)))
+        line = timeline(graph, platform, unique, mappings, rows, which)
+        start, finish = line.start, line.finish
+        total_cycles = int(np.ceil(line.makespan - 1e-6))
+        total_compute = min(total_cycles, int(np.floor(line.compute_cycles + 1e-6)))
         cycles = np.maximum(np.ceil(finish - start - 1e-6).astype(np.int64), costs["compute_cycles"])
     else:
         cycles = costs["cycles"]
@@ -65,6 +62,14 @@ def at_precision(graph: Graph, platform: Platform, precision: str | None) -> Gra
     return graph if wanted == have else with_precision(graph, wanted)
 
 
+def graph_rows(graph: Graph) -> tuple[list[tuple[Op, Work]], list[Work], np.ndarray]:
+    """(a row for each op and work, the distinct works, for each row the index of its work)."""
+    rows = [(op, work) for op, works in graph.works for work in works]
+    number: dict[Work, int] = {}
+    which = np.array([number.setdefault(work, len(number)) for _, work in rows])
+    return rows, list(number), which
+
+
 def bound_of(cycles: int, busy_cycles: float, dram_cycles: float) -> str:
     """What an op waits for most: compute or memory, or latency if more than half of its cycles are neither."""
     longest = max(busy_cycles, dram_cycles)
@@ -73,14 +78,15 @@ def bound_of(cycles: int, busy_cycles: float, dram_cycles: float) -> str:
     return "compute" if busy_cycles >= dram_cycles else "memory"
 
 
-def _timeline(
+def timeline(
     graph: Graph,
     platform: Platform,
     unique: list[Work],
     mappings: np.ndarray,
-    rows: list[tuple[Any, Work]],
+    rows: list[tuple[Op, Work]],
     which: np.ndarray,
 ) -> events.Timeline:
+    """The event model's run of the rows of a graph under given mappings. Raises SpecError for more than MAX_STEPS."""
     encoded = work_array(unique)
     steps = [platform.steps(encoded[i], mappings[i]) for i in range(len(unique))]
     lengths = np.array([len(s) for s in steps])
@@ -120,7 +126,7 @@ def _report(
     graph: Graph,
     platform: Platform,
     detail: str,
-    rows: list[tuple[Any, Work]],
+    rows: list[tuple[Op, Work]],
     costs: np.ndarray,
     start: np.ndarray,
     finish: np.ndarray,

@@ -199,7 +199,7 @@ def _needed(every: list[Op], outputs: list[str]) -> list[Op]:
 
 
 def _on_meta(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the module in eval mode whose tensors are on the meta device: layouts do not depend on a device's kernels.
+    """A copy of the module in eval mode with its tensors on the meta device, where no kernel chooses the layouts.
 
     The module itself is not touched and no weight is copied.
     """
@@ -227,7 +227,7 @@ def _exported_program(module: torch.nn.Module, seq: int, batch: int) -> tuple[An
         name: torch.ones((batch, seq), dtype=torch.long, device="meta") for name in ("input_ids", "attention_mask")
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("meta"):
             written = torch.export.export(module, (), kwargs, strict=False)
             nodes = {node.name: node for node in written.graph.nodes}
             readable = all(_is_readable(node) for node in written.graph.nodes)

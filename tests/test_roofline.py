@@ -21,9 +21,9 @@ from accelsim.platforms.roofline import CacheLevel, DeviceMemory, PerWidth, Roof
 from accelsim.work import Arithmetic, Work, WorkKind, gemm, move, work_array
 
 DEVICES = ("a100", "v100", "t4", "mi100", "k80", "i7-8700", "tpu-v3")
-SMALL = settings(max_examples=60, deadline=None)
+SMALL = settings(max_examples=40, deadline=None)
 
-rates = st.floats(1e3, 1e15)
+rates = st.floats(1e8, 1e15)
 
 
 @st.composite
@@ -259,6 +259,7 @@ PROBES = [
     gemm(9, 5, 7, count=2, a_bits=32, w_bits=32, o_bits=32, arithmetic=Arithmetic.FLOAT),
     gemm(40, 30, 40, a_bits=32, w_bits=32, o_bits=32, arithmetic=Arithmetic.FLOAT),
     gemm(16, 64, 3, a_bits=8, w_bits=8, o_bits=8, bias_bytes=12),
+    gemm(8, 5, 4, count=5, a_bits=32, w_bits=32, o_bits=32, arithmetic=Arithmetic.FLOAT),
     gemm(64, 1, 64, a_bits=16, w_bits=16, o_bits=16, arithmetic=Arithmetic.FLOAT),
     Work(WorkKind.VECTOR, m=10, n=20, in_bytes=800, out_bytes=800, flops_per_element=3, passes=3),
     Work(WorkKind.VECTOR, m=2, n=500, in_bytes=4000, out_bytes=4000, exps_per_element=1, passes=3),
@@ -266,11 +267,14 @@ PROBES = [
 ]
 FAST_DRAM = replace(DEVICE, dram=replace(DEVICE.dram, bytes_per_s=1e12))
 SLOW_OUTER = replace(FAST_DRAM, outer=replace(DEVICE.outer, bytes_per_s=2e4))
+FAST_MEMORY = replace(
+    FAST_DRAM, inner=replace(DEVICE.inner, bytes_per_s=1e12), outer=replace(DEVICE.outer, bytes_per_s=1e12)
+)
 SMALL_OUTER = replace(DEVICE, outer=replace(DEVICE.outer, capacity_bytes=256))
 
 
 def check_probes() -> None:
-    for device in (DEVICE, FAST_DRAM, SLOW_OUTER, SMALL_OUTER):
+    for device in (DEVICE, FAST_DRAM, FAST_MEMORY, SLOW_OUTER, SMALL_OUTER):
         for work in PROBES:
             check_against_oracle(device, work)
 
@@ -321,13 +325,17 @@ def test_oracle_trips_on_a_mutated_atom(mutant: str, monkeypatch: pytest.MonkeyP
 
 
 def test_gemm_by_hand() -> None:
-    """fp32 8 x 10 x 8 in whole 8x4 tiles: 2 tiles on 3 units, 1 wave of 2 x 32 x (10 + 2) flops at 1e6 flop/s.
+    """fp32 8 x 10 x 8: 320, 320 and 256 bytes. A unit does 1e6 flop/s and has 0.67e6 bytes/s of the outer level.
 
-    Halving to 4x4 makes 4 tiles, 2 waves of 384 flops: as long. 8x2 as well. 4x2: 8 tiles, 3 waves of 192 flops = 576 us.
-    2x2: 16 tiles, 6 waves of 96 = 576 us. Bytes of a 2x2 tile on its share of the outer level: 176 / 0.67e6 s = 264 us,
-    6 waves: 1584 us. 4x2: (160 + 80 + 32) / 0.67e6 = 408 us, 3 waves: 1224 us. 4x4: 384 bytes, 2 x 576 = 1152 us.
-    8x4: (320 + 160 + 128) = 608 bytes: 912 us. 8x2: (320 + 80 + 64) = 464 bytes, 2 x 696 = 1392 us. 2x4: 272 bytes,
-    3 x 408. So 8x4 is taken: max(768, 912). DRAM: 896 bytes at 0.5e6 bytes/s = 1792 us. Plus 5 us of launch.
+    tile  tiles  waves  us of flops         bytes of a tile         us of bytes   busy us
+    8x4       2      1  2 x 32 x 12 = 768   320 + 160 + 128 = 608   912           912
+    8x2       4      2  384                 320 +  80 +  64 = 464   696           1392
+    4x4       4      2  384                 160 + 160 +  64 = 384   576           1152
+    4x2       8      3  192                 160 +  80 +  32 = 272   408           1224
+    2x4       8      3  192                  80 + 160 +  32 = 272   408           1224
+    2x2      16      6  96                   80 +  80 +  16 = 176   264           1584
+
+    DRAM: 896 bytes at 0.5e6 bytes/s = 1792 us, whatever the tile, so that the least busy one is taken. Launch: 5 us.
     """
     work = gemm(8, 10, 8, a_bits=32, w_bits=32, o_bits=32, arithmetic=Arithmetic.FLOAT)
     plan = roofline.gemm_plan(DEVICE, work)
@@ -369,7 +377,7 @@ def test_move_by_hand() -> None:
 # --- contracts --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(devices(), works)
 def test_time_is_bracketed(device: Roofline, work: Work) -> None:
     cost = cost_of(device, work)
@@ -387,7 +395,7 @@ def test_time_is_bracketed(device: Roofline, work: Work) -> None:
     assert math.isfinite(cost.energy_pj)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(devices(), st.lists(works, min_size=1, max_size=6))
 def test_batch_equals_scalar_bit_for_bit(device: Roofline, batch: list[Work]) -> None:
     rows = device.costs(work_array(batch), np.zeros(len(batch), MAPPING_DTYPE))
@@ -414,7 +422,7 @@ FASTER = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(devices(), works, st.sampled_from(FASTER), st.floats(1.0, 16.0))
 def test_more_is_never_slower(device: Roofline, work: Work, path: str, factor: float) -> None:
     assert cost_of(grown(device, path, factor), work).cycles <= cost_of(device, work).cycles
@@ -592,7 +600,7 @@ def test_device_presets(name: str) -> None:
     assert device.peak_macs_per_cycle(work) * cost.unit_cycles == pytest.approx(cost.macs)
 
 
-@pytest.mark.parametrize("work", [PROBES[0], PROBES[4], PROBES[6]], ids=["gemm", "vector", "move"])
+@pytest.mark.parametrize("work", [PROBES[0], PROBES[5], PROBES[7]], ids=["gemm", "vector", "move"])
 def test_explain_ends_in_the_numbers_of_the_cost(work: Work) -> None:
     cost = cost_of(DEVICE, work)
     terms = {term.name: term for term in DEVICE.explain(work, np.zeros(1, MAPPING_DTYPE))}
@@ -604,7 +612,7 @@ def test_explain_ends_in_the_numbers_of_the_cost(work: Work) -> None:
     assert all(term.formula for term in terms.values())
     if work.kind is WorkKind.GEMM:
         longest = max(terms["tile on its unit"].value, terms["tile from on-chip levels"].value)
-        assert terms["waves"].value * longest * DEVICE.clock_hz == pytest.approx(cost.busy_cycles)
+        assert terms["waves"].value * longest == pytest.approx(cost.busy_cycles)
 
 
 # --- this-cpu ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Is the graph what the module computes? Float execution equals Hugging Face, op by op equals torch, shipped equals traced."""
+"""Is the graph what the module computes? Execution equals Hugging Face, each op equals torch, shipped equals traced."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_wrong_graph_is_noticed(mutate: Any) -> None:
 def test_execute_refuses_what_does_not_fit() -> None:
     module = tiny("bert")
     graph, params, given = traced(module), parameters(module), arrays()
-    with pytest.raises(SpecError, match="no array for embeddings.word_embeddings.weight"):
+    with pytest.raises(SpecError, match="no array for embeddings"):
         execute(graph, {k: v for k, v in params.items() if "word" not in k}, given)
     with pytest.raises(SpecError, match="input_ids"):
         execute(graph, params, {**given, "input_ids": given["input_ids"][:1]})
@@ -135,7 +135,7 @@ FUNCTIONS: dict[str, tuple[Any, set[str]]] = {
     "matmul": (lambda s, x, i, m: x @ x.transpose(-1, -2), {"matmul", "transpose"}),
     "matmul by a table": (lambda s, x, i, m: x @ s.table.weight.t(), {"matmul", "transpose"}),
     "bmm": (lambda s, x, i, m: torch.bmm(x, x.permute(0, 2, 1)), {"matmul", "permute"}),
-    "addmm": (lambda s, x, i, m: torch.addmm(x[0], x[0] @ x[0].t(), x[1]), {"matmul", "add", "select"}),
+    "addmm": (lambda s, x, i, m: torch.addmm(x[0], x[0] @ x[0].t(), x[1]), {"matmul", "add", "select", "transpose"}),
     "attention without mask": (
         lambda s, x, i, m: torch.nn.functional.scaled_dot_product_attention(x, x, x, scale=0.3),
         {"matmul", "softmax"},
@@ -377,7 +377,8 @@ from accelsim.errors import SpecError
 from accelsim.trace import trace
 assert len(trace("bert-base", seq=100).ops) > 300
 for options, text in (
-    ({"seq": 513}, "512"), ({"seq": 0}, "seq"), ({"batch": 0}, "batch"), ({"batch": 10**9}, "batch"), ({"head": "qa"}, "head")
+    ({"seq": 513}, "512"), ({"seq": 0}, "seq"), ({"batch": 0}, "batch"), ({"batch": 10**9}, "batch"),
+    ({"head": "qa"}, "head"),
 ):
     try:
         trace("bert-base", **options)
@@ -424,7 +425,7 @@ def test_a_module_is_refused_where_it_cannot_run() -> None:
         trace(tiny("roberta"), seq=33)
     with pytest.raises(SpecError, match="head"):
         trace(tiny("bert"), seq=8, head="pretraining")
-    with pytest.raises(SpecError, match="a module that torch.export can run"):
+    with pytest.raises(SpecError, match="a module that torch"):
         trace(torch.nn.Linear(3, 3), seq=8)
     with pytest.raises(SpecError, match="weights"):
         parameters(zoo.build("bert-tiny"))

@@ -267,13 +267,18 @@ class Roofline(Platform):
             Term("waves", plan.waves, "waves", f"ceil({w.count} x {tiles_m} x {tiles_n} / {self.compute_units} units)"),
             Term(
                 "tile on its unit",
-                flop_s,
-                "s",
+                flop_s * self.clock_hz,
+                "cycles",
                 f"2 x {plan.tile_m} x {plan.tile_n} x ({w.k} + {self.k_half:g}) / "
-                f"({peak:g} x {self.peak_efficiency:g} / {self.compute_units})",
+                f"({peak:g} x {self.peak_efficiency:g} / {self.compute_units}) s x {self.clock_hz:g} Hz",
             ),
-            Term("tile from on-chip levels", cache_s, "s", f"{nbytes} bytes at the unit's share of the slower level"),
-            Term("compute", plan.busy_s, "s", "waves x max(tile on its unit, tile from on-chip levels)"),
+            Term(
+                "tile from on-chip levels",
+                cache_s * self.clock_hz,
+                "cycles",
+                f"{nbytes} bytes at the unit's share of the slower level",
+            ),
+            Term("waves on the units", plan.busy_s * self.clock_hz, "cycles", "waves x the longer of the two"),
             Term("input loads", plan.a_loads, "times", "1, or once for each panel of weights that fits `outer`"),
             Term("weight loads", plan.w_loads, "times", "1, or once for each panel of inputs that fits `outer`"),
         ]
@@ -281,13 +286,19 @@ class Roofline(Platform):
     def _explain_vector(self, w: Work) -> list[Term]:
         plan = vector_plan(self, w)
         per_element = w.flops_per_element + w.exps_per_element * self.exp_flops
+        clock = f"{self.clock_hz:g} Hz"
         return [
             Term("VECTOR", f"{w.m * w.count} rows of {w.n}", "", w.function.name.lower().replace("_", " ")),
             Term("passes", w.passes, "passes", "sweeps over a row; reread from the nearest level that holds it"),
             Term("operations", per_element, "flops/element", f"flops + exps x {self.exp_flops:g}"),
             Term("inner traffic", plan.inner_bytes, "bytes", f"at {self.inner.bytes_per_s:g} bytes/s"),
             Term("outer traffic", plan.outer_bytes, "bytes", f"at {self.outer.bytes_per_s:g} bytes/s"),
-            Term("compute", plan.busy_s, "s", f"max(operations / {self.vector_flops_per_s:g} flop/s, on-chip levels)"),
+            Term(
+                "units and levels",
+                plan.busy_s * self.clock_hz,
+                "cycles",
+                f"max(operations / {self.vector_flops_per_s:g} flop/s, traffic / rate of each level) x {clock}",
+            ),
         ]
 
 

@@ -244,7 +244,7 @@ class Systolic(Platform):
         plan = vector_plan(self, w)
         return [
             Term("VECTOR", f"{w.m * w.count} rows of {w.n}", "", w.function.name.lower().replace("_", " ")),
-            Term("chunk", plan.chunk_units, "units", f"of {plan.unit_elements} elements, in half of the vector buffer"),
+            Term("chunk", int(t.tile_m), "units", f"of {plan.unit_elements} elements, in half of the vector buffer"),
             Term("passes", plan.passes, "passes", f"vector.{w.function.name.lower()}.passes"),
             Term(
                 "lane cycles",
@@ -504,11 +504,11 @@ def vector_rate(p: Any, function: int) -> Any:
 
 
 class VectorPlan(NamedTuple):
-    """How a VECTOR work is cut: `units` of `unit_elements`, `chunk_units` at a time; busy cycles of a unit."""
+    """How a VECTOR work may be cut: `units` of `unit_elements` and `unit_bytes`, and the rate of its function."""
 
     units: int
     unit_elements: int
-    chunk_units: int
+    unit_bytes: int
     passes: int
     cycles_per_element: int
 
@@ -517,15 +517,13 @@ class VectorPlan(NamedTuple):
 def vector_plan(p: Any, w: Any) -> Any:
     """The cut of a VECTOR work. Rows are kept whole if they are swept more than once, else `lanes` elements are a unit.
 
-    chunk_units is 0 where not even one unit fits half the buffer.
+    unit_bytes: operands and results of one unit; half of the vector unit's buffer must hold a chunk of them.
     """
     passes, per_element = vector_rate(p, w.function)
-    elements = w.m * w.n * w.count
     unit_elements = w.n if passes > 1 else p.vector.lanes
-    units = ceil_div(elements, unit_elements)
+    units = ceil_div(w.m * w.n * w.count, unit_elements)
     unit_bytes = ceil_div(w.in_bytes, units) + ceil_div(w.out_bytes, units)
-    fit = (p.vector.buffer.capacity_bytes // 2) // max(1, unit_bytes)
-    return VectorPlan(units, unit_elements, min(units, fit), passes, per_element)
+    return VectorPlan(units, unit_elements, unit_bytes, passes, per_element)
 
 
 @atom
@@ -542,11 +540,11 @@ def vector_sram_bytes(plan: Any, in_bytes: int, out_bytes: int) -> Any:
 
 
 @atom
-def vector_cost(p: Any, w: Any) -> Any:
-    """`Cost` of a VECTOR work: chunks double buffered through the vector unit's buffer."""
+def vector_cost(p: Any, w: Any, t: Any) -> Any:
+    """`Cost` of a VECTOR work: chunks of `tile_m` units double buffered through the vector unit's buffer."""
     bandwidth = p.dram.bytes_per_cycle * p.dram.efficiency
     plan = vector_plan(p, w)
-    chunk = max(1, plan.chunk_units)
+    chunk = t.tile_m
     chunks = ceil_div(plan.units, chunk)
     last_start = (chunks - 1) * chunk
     first = share_start(w.in_bytes, plan.units, min(chunk, plan.units))
@@ -633,7 +631,7 @@ def work_cost(p: Any, w: Any, t: Any) -> Any:
     if w.kind == GEMM:
         return gemm_cost(p, w, t)
     if w.kind == VECTOR:
-        return vector_cost(p, w)
+        return vector_cost(p, w, t)
     return move_cost(p, w)
 
 
@@ -671,8 +669,7 @@ def step_count(p: Any, w: Any, t: Any) -> Any:
         tiles = ceil_div(w.m, t.tile_m) * ceil_div(w.k, t.tile_k) * ceil_div(w.n, t.tile_n)
         return tiles * ceil_div(w.count, t.instances)
     if w.kind == VECTOR:
-        plan = vector_plan(p, w)
-        return ceil_div(plan.units, max(1, plan.chunk_units))
+        return ceil_div(vector_plan(p, w).units, t.tile_m)
     return 1 if w.in_bytes + w.out_bytes > 0 else 0
 
 
@@ -681,16 +678,15 @@ def _fill_steps(p: Any, w: Any, t: Any, out: Any) -> None:
     if w.kind == GEMM:
         _fill_gemm_steps(p, w, t, out)
     elif w.kind == VECTOR:
-        _fill_vector_steps(p, w, out)
+        _fill_vector_steps(p, w, t.tile_m, out)
     elif len(out) > 0:
         out[0].load_bytes = float(w.in_bytes)
         out[0].store_bytes = float(w.out_bytes)
 
 
 @atom
-def _fill_vector_steps(p: Any, w: Any, out: Any) -> None:
+def _fill_vector_steps(p: Any, w: Any, chunk: int, out: Any) -> None:
     plan = vector_plan(p, w)
-    chunk = max(1, plan.chunk_units)
     sram = vector_sram_bytes(plan, w.in_bytes, w.out_bytes)
     for s in range(len(out)):
         start, end = s * chunk, min(plan.units, (s + 1) * chunk)

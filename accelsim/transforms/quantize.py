@@ -77,7 +77,7 @@ def _retyped(op: Op, output: Tensor) -> Op:
 
 
 def _classes(graph: Graph) -> dict[str, str]:
-    """Weight name -> the field of `Precision` that holds. GEMM operands come first, then tables, biases, norms."""
+    """Weight name -> the field of `Precision` that holds: a GEMM operand before a table, a bias and a norm."""
     weights = {name for name, t in graph.tensors.items() if t.role is Role.WEIGHT}
     found = dict.fromkeys(weights, "norms")
 
@@ -94,6 +94,9 @@ def _classes(graph: Graph) -> dict[str, str]:
     for op in graph.ops:
         if isinstance(op, ops.Linear | ops.Matmul):
             claim(_sources(op.inputs[:2], origin), "gemm_weights")
+    for op in graph.ops:  # what is only a view or copy of weights stays in their format
+        if isinstance(op, ops.Free | ops.Copy) and all(name in found for name in op.inputs):
+            found[op.output] = found[op.inputs[0]]
     return found
 
 

@@ -1,0 +1,123 @@
+"""How far the two models of time are apart: random shapes on random platforms, and the bounds that must always hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from accelsim.errors import Infeasible, SpecError
+from accelsim.gemm import gemm_graph
+from accelsim.graph import Graph
+from accelsim.mapping import best
+from accelsim.platforms import Platform, platform
+from accelsim.simulate import at_precision, graph_rows, simulate, timeline
+from accelsim.trace import trace
+from accelsim.work import work_array
+
+MODELS = ("bert-tiny", "bert-mini", "bert-small", "minilm-l6", "tinybert-4l-312", "distilbert")
+
+
+def bounds_of(graph: Graph, chip: Platform) -> dict[str, float]:
+    """Analytic and event cycles of a graph, and the bounds of the latter, in cycles.
+
+    analytic, events, busiest (the busiest resource), serial (all steps, transfers and latencies one after the other),
+    and the largest amount by which an op's analytic time breaks max(compute, bytes / bandwidth) <= cycles <= compute +
+    bytes / bandwidth + latencies (0 if none does).
+    """
+    graph = at_precision(graph, chip, None)
+    rows, unique, which = graph_rows(graph)
+    mappings = best(chip, unique)
+    costs = chip.costs(work_array(unique), mappings)
+    line = timeline(graph, chip, unique, mappings, rows, which)
+    low = np.maximum(costs["busy_cycles"], costs["dram_cycles"])
+    high = costs["busy_cycles"] + costs["dram_cycles"] + costs["latency_cycles"]
+    broken = np.maximum(low - costs["cycles"], costs["cycles"] - 1 - high).max()
+    return {
+        "analytic": float(costs["cycles"][which].sum()),
+        "events": line.makespan,
+        "busiest": line.busiest_cycles,
+        "serial": line.serial_cycles,
+        "op_bound_broken_by": max(0.0, float(broken) - 1e-3),
+    }
+
+
+def random_platform(rng: np.random.Generator) -> Platform:
+    """A systolic platform with every size, rate and policy drawn at random, log-uniformly where it spans decades."""
+    side = {"rows": int(2 ** rng.integers(2, 9)), "cols": int(2 ** rng.integers(2, 9))}
+    spread = side["rows"] * side["cols"]
+    return platform(
+        "systolic-32x32",
+        {
+            "name": "random",
+            **side,
+            "arrays": int(rng.choice([1, 1, 1, 2, 4])),
+            "dataflow": str(rng.choice(["os", "ws", "is"])),
+            "fold_timing": str(rng.choice(["serial", "pipelined"])),
+            "input_buffer.capacity_bytes": int(max(2 * spread, 2 ** rng.uniform(15, 22))),
+            "weight_buffer.capacity_bytes": int(max(2 * spread, 2 ** rng.uniform(15, 22))),
+            "accumulator.capacity_bytes": int(max(8 * spread, 2 ** rng.uniform(15, 22))),
+            "input_buffer.bytes_per_cycle": float(side["rows"] * rng.choice([0.5, 1, 2])),
+            "weight_buffer.bytes_per_cycle": float(side["cols"] * rng.choice([0.5, 1, 2])),
+            "accumulator.bytes_per_cycle": float(8 * side["cols"] * rng.choice([0.5, 1, 2])),
+            "dram.bytes_per_cycle": float(round(2 ** rng.uniform(1, 9), 2)),
+            "dram.latency_cycles": int(2 ** rng.uniform(0, 9)),
+            "vector.lanes": int(2 ** rng.integers(2, 9)),
+            "vector.buffer.capacity_bytes": int(2 ** rng.uniform(13, 18)),
+        },
+    )
+
+
+def random_graph(rng: np.random.Generator) -> Graph:
+    """Half the time one GEMM of a random shape, half the time a small model at a random sequence and batch."""
+    if rng.random() < 0.5:
+        return gemm_graph(*(int(2 ** rng.uniform(0, 10.5)) for _ in range(3)))
+    return trace(str(rng.choice(MODELS)), seq=int(2 ** rng.uniform(3, 8.5)), batch=int(rng.integers(1, 5)))
+
+
+def platform_rows(pairs: int, seed: int) -> list[dict[str, Any]]:
+    """One row per random (workload, platform) pair: both times, their ratio, the bounds, `mismatches` (broken rules).
+
+    Pairs that the hardware cannot do are drawn again. Raises SpecError for fewer than one pair.
+    """
+    if pairs < 1:
+        raise SpecError("pairs", pairs, "an integer >= 1")
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    while len(rows) < pairs:
+        chip, graph = random_platform(rng), random_graph(rng)
+        try:
+            row = bounds_of(graph, chip)
+        except Infeasible:
+            continue
+        analytic, events = (simulate(graph, chip, detail=detail) for detail in ("analytic", "events"))
+        same = all(
+            analytic.columns[c] == events.columns[c] for c in ("macs", "sram_bytes", "dram_bytes")
+        ) and all(analytic.energy_by_part_j[p] == events.energy_by_part_j[p] for p in ("mac", "vector", "sram", "dram"))
+        slack = 1e-9 * row["serial"] + 1e-6
+        rows.append(
+            {
+                "workload": f"{graph.name} seq {graph.meta['seq']} batch {graph.meta['batch']}",
+                "platform": f"{chip.rows}x{chip.cols} {chip.dataflow.name.lower()} {chip.fold_timing.name.lower()}",  # type: ignore[attr-defined]
+                **row,
+                "ratio": row["events"] / row["analytic"],
+                "mismatches": int(row["busiest"] > row["events"] + slack)
+                + int(row["events"] > row["serial"] + slack)
+                + int(row["op_bound_broken_by"] > 0)
+                + int(not same),
+            }
+        )
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines for a reader: how many pairs, broken rules, quantiles of events / analytic, the two worst pairs."""
+    ratios = np.array([row["ratio"] for row in rows])
+    marks = (0, 1, 5, 50, 95, 99, 100)
+    ordered = sorted(rows, key=lambda row: float(row["ratio"]))
+    return [
+        f"{len(rows)} random (workload, platform) pairs, {sum(row['mismatches'] for row in rows)} broken rules",
+        "events / analytic: "
+        + ", ".join(f"{mark} % {value:.3f}" for mark, value in zip(marks, np.percentile(ratios, marks), strict=True)),
+        *(f"  {row['ratio']:.3f}  {row['workload']} on {row['platform']}" for row in (ordered[0], ordered[-1])),
+    ]

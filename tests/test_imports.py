@@ -1,0 +1,93 @@
+"""Do imports point one way? The layers of DESIGN, and nothing heavy at import time."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"errors", "work", "jit", "formulas"},
+    {"platforms", "graph", "numerics"},
+    {"mapping", "ops", "gemm"},
+    {"simulate", "events", "sweep", "execute", "transforms", "trace", "explain", "validate", "search", "executors"},
+    {"plots", "html"},
+    {"cli"},
+]
+LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
+LEVEL["report"] = 3  # simulate fills it, plots read it
+HEAVY = {"torch", "transformers", "matplotlib", "pandas", "pyarrow", "ruamel", "rich"}
+
+
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Modules a file imports: in all of it, or only when it is imported itself (TYPE_CHECKING left out)."""
+    tree = ast.parse(path.read_text())
+    if everywhere:
+        nodes = list(ast.walk(tree))
+    else:
+        nodes = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def core(path: Path) -> str:
+    return path.relative_to(ROOT / "accelsim").parts[0].removesuffix(".py")
+
+
+def breaks(name: str, found: set[str]) -> list[str]:
+    """Imports of a core file that point up, or to models or experiments where only cli and trace may."""
+    wrong = []
+    for module in found:
+        parts = module.split(".")
+        if parts[0] in ("models", "experiments", "accelsim_experiments"):
+            wrong.append(module)
+        if parts[0] == "accelsim_models" and name not in ("cli", "trace"):
+            wrong.append(module)
+        if parts[0] == "accelsim" and len(parts) > 1 and parts[1] in LEVEL and LEVEL[parts[1]] > LEVEL[name]:
+            wrong.append(module)
+        if name == "platforms" and parts[:2] in (["accelsim", "graph"], ["accelsim", "ops"]):
+            wrong.append(module)
+        if name == "graph" and parts[:2] == ["accelsim", "platforms"]:
+            wrong.append(module)
+    return wrong
+
+
+FILES = sorted(p for p in (ROOT / "accelsim").rglob("*.py") if core(p) not in ("__init__", "graphs"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_layers(path):
+    assert core(path) in LEVEL, "a new core file needs its layer in this test"
+    assert breaks(core(path), imports(path)) == []
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if core(p) != "plots"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_heavy_is_imported_with_a_module(path):
+    assert {m.split(".")[0] for m in imports(path, everywhere=False)} & HEAVY == set()
+
+
+def test_the_layer_test_can_fail():
+    assert breaks("graph", {"accelsim.platforms.base"})
+    assert breaks("platforms", {"accelsim.graph"})
+    assert breaks("report", {"accelsim.plots"})
+    assert breaks("simulate", {"accelsim_models.zoo"})
+    assert not breaks("simulate", {"accelsim.events", "numpy"})
+
+
+def test_only_trace_imports_torch():
+    users = [core(p) for p in FILES if {m.split(".")[0] for m in imports(p)} & {"torch", "transformers"}]
+    assert set(users) == {"trace"}
+
+
+def test_models_and_experiments_do_not_import_by_their_folder_names():
+    for folder in ("models", "experiments", "accelsim"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not {m for m in imports(path) if m.split(".")[0] in ("models", "experiments")}, path
