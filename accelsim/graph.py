@@ -111,6 +111,8 @@ class Op(ABC):
     phase: str = "forward"
 
     operator: ClassVar[str]
+    may_be_empty: ClassVar[bool] = False
+    """Whether its output may have no elements: a slice's may, of what is then joined or padded."""
     vocabulary: ClassVar[dict[str, type[Op]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -162,6 +164,11 @@ class Graph:
     def work(self, op: Op) -> tuple[Work, ...]:
         """The work one op asks for, from the shapes and dtypes of this graph."""
         return op.work(*self.operands(op))
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What was derived from this graph before (it never changes): the same graph at other precisions."""
+        return {}
 
     @cached_property
     def works(self) -> tuple[tuple[Op, tuple[Work, ...]], ...]:
@@ -237,11 +244,13 @@ class Graph:
         return self
 
     def _check_names(self) -> None:
+        may_be_empty = {op.output for op in self.ops if op.may_be_empty}
         for key, tensor in self.tensors.items():
             if key != tensor.name:
                 raise SpecError(f"tensors.{key}", tensor.name, "the same name as its key")
-            if any(type(d) is not int or d < 1 for d in tensor.shape):
-                raise SpecError(f"tensors.{key}.shape", tensor.shape, "integers >= 1")
+            smallest = 0 if key in may_be_empty else 1
+            if any(type(d) is not int or d < smallest for d in tensor.shape):
+                raise SpecError(f"tensors.{key}.shape", tensor.shape, f"integers >= {smallest}")
         seen: set[str] = set()
         produced: set[str] = set()
         for op in self.ops:

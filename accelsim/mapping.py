@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from accelsim.errors import Infeasible
-from accelsim.formulas import OS, WS, Dataflow, packed_bytes
+from accelsim.formulas import OS, PIPELINED, WS, Dataflow, packed_bytes, tile_array_cycles
 from accelsim.jit import atom, compiled, record
 from accelsim.platforms.base import Platform
 from accelsim.platforms.systolic import Systolic, gemm_fits, gemm_time, gemm_traffic, vector_cost, vector_plan
@@ -64,40 +64,59 @@ def quanta(dataflow: int, rows: int, cols: int) -> Any:
     return cols, rows, 1
 
 
+@atom
+def _sizes(dim: int, quantum: int, out: Any) -> int:
+    """Fill `out` with the candidates of a dimension, largest first; how many there are."""
+    count = 0
+    while count < len(out) and tile_size(dim, quantum, count) > 0:
+        count += 1
+    for i in range(count):
+        out[i] = tile_size(dim, quantum, count - 1 - i)
+    return count
+
+
+@atom
+def _least_cycles(p: Any, w: Any, t: Any) -> float:
+    """Cheap lower bound of a candidate's cycles: its full tiles on the array alone, and its traffic alone."""
+    full_m, full_k, full_n = w.m // t.tile_m, w.k // t.tile_k, w.n // t.tile_n
+    if p.dataflow == OS:
+        array = full_m * full_n * w.count * tile_array_cycles(
+            p.dataflow, p.fold_timing, p.rows, p.cols, p.arrays, 1, t.tile_m, w.k, t.tile_n
+        )  # fmt: skip
+    else:
+        array = full_m * full_k * full_n * (w.count // t.instances) * tile_array_cycles(
+            p.dataflow, p.fold_timing, p.rows, p.cols, p.arrays, t.instances, t.tile_m, t.tile_k, t.tile_n
+        )  # fmt: skip
+    a, b, o = gemm_traffic(w, t)
+    edges = p.rows if p.fold_timing == PIPELINED else 0
+    return max(float(array - edges), (a + b + o) / (p.dram.bytes_per_cycle * p.dram.efficiency) - 1.0)
+
+
 @compiled
 def _best_gemm(p: Any, w: Any, out: Any) -> None:
     """Search all tile sizes, loop orders and instance counts; smallest (cycles, DRAM bytes, candidate number) wins."""
     qm, qk, qn = quanta(p.dataflow, p.rows, p.cols)
+    sizes_m, sizes_k, sizes_n = np.empty(128, np.int64), np.empty(128, np.int64), np.empty(128, np.int64)
+    count_m, count_k, count_n = _sizes(w.m, qm, sizes_m), _sizes(w.k, qk, sizes_k), _sizes(w.n, qn, sizes_n)
     t = np.zeros(1, MAPPING_DTYPE)[0]
     best_cycles, best_bytes = np.int64(0), np.int64(0)
     out.feasible = 0
-    for im in range(128):
-        t.tile_m = tile_size(w.m, qm, im)
-        if t.tile_m == 0:
-            break
-        for ik in range(128):
-            t.tile_k = tile_size(w.k, qk, ik)
-            if t.tile_k == 0:
-                break
+    for im in range(count_m):
+        for ik in range(count_k):
+            t.tile_m, t.tile_k = sizes_m[im], sizes_k[ik]
             if 2 * packed_bytes(t.tile_m * t.tile_k, w.a_bits) > p.input_buffer.capacity_bytes:
-                break
-            for jn in range(128):
-                t.tile_n = tile_size(w.n, qn, jn)
-                if t.tile_n == 0:
-                    break
-                if 2 * packed_bytes(t.tile_k * t.tile_n, w.w_bits) > p.weight_buffer.capacity_bytes:
-                    break
-                if 2 * packed_bytes(t.tile_m * t.tile_n, p.accumulator_bits) > p.accumulator.capacity_bytes:
-                    break
+                continue
+            for jn in range(count_n):
+                t.tile_n = sizes_n[jn]
                 whole = t.tile_m == w.m and t.tile_k == w.k and t.tile_n == w.n
-                for many in range(2):
+                for many in range(2 if whole and min(p.arrays, w.count) > 1 else 1):
                     t.instances = min(p.arrays, w.count) if many else 1
-                    if many and (t.instances == 1 or not whole):
-                        continue
                     if not gemm_fits(p, w, t.tile_m, t.tile_k, t.tile_n, t.instances):
                         continue
                     for order in range(1 if whole else 2):
                         t.n_outer = order
+                        if out.feasible == 1 and _least_cycles(p, w, t) > best_cycles:
+                            continue
                         cycles = gemm_time(p, w, t).cycles
                         if out.feasible == 1 and cycles > best_cycles:
                             continue
@@ -138,8 +157,8 @@ def _best_all(p: Any, works: Any, out: Any) -> None:
 def candidates(platform: Systolic, work: Work) -> list[Mapping]:
     """Every mapping `best` considers for a GEMM, feasible or not, in its order: the stated candidate set.
 
-    Tile sizes: the array's side (1 for the streamed dimension) x 1, 2, 3, 4, 6, 8, 12, ... and the whole dimension;
-    loop orders m, n, k and n, m, k; if the tile is a whole instance, one instance or as many as there are arrays.
+    Tile sizes, largest first: the whole dimension and the array's side (1 where it is streamed) x 1, 2, 3, 4, 6, 8, 12,
+    ... below it; loop orders m, n, k and n, m, k; if the tile is a whole instance, one instance or as many as there are arrays.
     """
     sizes = []
     for dim, quantum in zip(
@@ -148,7 +167,7 @@ def candidates(platform: Systolic, work: Work) -> list[Mapping]:
         column: list[int] = []
         while size := tile_size(dim, quantum, len(column)):
             column.append(size)
-        sizes.append(column)
+        sizes.append(column[::-1])
     found = []
     for m in sizes[0]:
         for k in sizes[1]:

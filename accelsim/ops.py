@@ -1081,6 +1081,7 @@ class Slice(Free):
     """x[start:end:step] along `dim`, 0 <= start <= end <= size."""
 
     operator: ClassVar[str] = "slice"
+    may_be_empty = True
     dim: int
     start: int
     end: int

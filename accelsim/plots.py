@@ -24,7 +24,7 @@ from matplotlib.style import context
 from matplotlib.text import Text
 
 from accelsim.errors import SpecError
-from accelsim.report import block_of, check_output, module_of
+from accelsim.report import Report, block_of, check_output, module_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,6 +256,25 @@ def compare_figure(
         _legend(figure, handles, names, _FOOT * len(foot) + 0.02, columns=9)
         _footnote(figure, foot)
     return figure
+
+
+def breakdown_of(report: Report) -> Figure:
+    """`breakdown_figure` of a report's table, under its own title and caption."""
+    title = f"{report.model} on {report.platform}: where the time goes"
+    return breakdown_figure(report.table, title, total_s=report.total.time_s, footnote=_caption_of(report))
+
+
+def roofline_of(report: Report) -> Figure:
+    """`roofline_figure` of a report's table under the roof of its platform."""
+    roof = report.roof["flops_per_s"], report.roof["dram_bytes_per_s"]
+    return roofline_figure(report.table, *roof, f"{report.model} on {report.platform}", footnote=_caption_of(report))
+
+
+def _caption_of(report: Report) -> str:
+    return caption(
+        model=report.model, seq=report.seq, batch=report.batch, platform=report.platform, precision=report.precision,
+        detail=report.detail, assumptions=report.assumptions,
+    )  # fmt: skip
 
 
 _METADATA = {

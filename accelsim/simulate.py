@@ -41,7 +41,7 @@ def simulate(graph: Graph, platform: Platform, *, detail: str = "analytic", prec
         line = timeline(graph, platform, unique, mappings, rows, which)
         start, finish = line.start, line.finish
         total_cycles = int(np.ceil(line.makespan - 1e-6))
-        total_compute = min(total_cycles, int(np.floor(line.compute_cycles + 1e-6)))
+        total_compute = min(int(line.compute_cycles + 1e-6), int(costs["compute_cycles"].sum()))
         cycles = np.maximum(np.ceil(finish - start - 1e-6).astype(np.int64), costs["compute_cycles"])
     else:
         cycles = costs["cycles"]
@@ -59,15 +59,23 @@ def at_precision(graph: Graph, platform: Platform, precision: str | None) -> Gra
     if precision is None and have != "fp32":
         return graph
     wanted = precision or platform.default_precision()
-    return graph if wanted == have else with_precision(graph, wanted)
+    if wanted == have:
+        return graph
+    if wanted not in graph.memo:
+        graph.memo[wanted] = with_precision(graph, wanted)
+    derived: Graph = graph.memo[wanted]
+    return derived
 
 
 def graph_rows(graph: Graph) -> tuple[list[tuple[Op, Work]], list[Work], np.ndarray]:
     """(a row for each op and work, the distinct works, for each row the index of its work)."""
-    rows = [(op, work) for op, works in graph.works for work in works]
-    number: dict[Work, int] = {}
-    which = np.array([number.setdefault(work, len(number)) for _, work in rows])
-    return rows, list(number), which
+    if "rows" not in graph.memo:
+        rows = [(op, work) for op, works in graph.works for work in works]
+        number: dict[Work, int] = {}
+        which = np.array([number.setdefault(work, len(number)) for _, work in rows])
+        graph.memo["rows"] = rows, list(number), which
+    derived: tuple[list[tuple[Op, Work]], list[Work], np.ndarray] = graph.memo["rows"]
+    return derived
 
 
 def bound_of(cycles: int, busy_cycles: float, dram_cycles: float) -> str:
@@ -139,7 +147,7 @@ def _report(
     leakage_j = platform.leakage_w() * time_s
     dynamic_j = (costs["mac_pj"] + costs["sram_pj"] + costs["dram_pj"] + costs["vector_pj"]) * 1e-12
     energy_j = dynamic_j + leakage_j * (cycles / max(1, int(cycles.sum())))
-    bounds = [bound_of(*row) for row in zip(costs["cycles"], costs["busy_cycles"], costs["dram_cycles"], strict=True)]
+    bounds = [bound_of(*row) for row in zip(*(costs[c].tolist() for c in ("cycles", "busy_cycles", "dram_cycles")), strict=True)]
     utilization = np.minimum(1.0, costs["unit_cycles"] / np.maximum(1, cycles))
     columns: dict[str, list[Any]] = {
         "op": [op.name for op, _ in rows],

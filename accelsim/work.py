@@ -81,12 +81,12 @@ class Work:
     parameter_weights: int = 0
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if not 0 <= value < MAX_EXACT:
-                raise SpecError(f"work.{f.name}", value, f"an integer from 0 to 2^53 (kind {self.kind.name})")
-        heavy = max(self.macs, self.elements * max(1, self.passes), self.bytes * 8)
-        if heavy * 64 >= 2**62:
+        values = self.__dict__.values()
+        if min(values) < 0 or max(values) >= MAX_EXACT:
+            name, value = next((k, v) for k, v in self.__dict__.items() if not 0 <= v < MAX_EXACT)
+            raise SpecError(f"work.{name}", value, f"an integer from 0 to 2^53 (kind {self.kind.name})")
+        heavy = max(self.macs, self.m * self.n * self.count * (1 + self.passes), self.bytes * 8)
+        if heavy >= 2**56:
             raise SpecError("work", heavy, "fewer than 2^56 multiply-accumulates, elements or bits in one operator")
 
     @property

@@ -313,6 +313,37 @@ def test_weights_of_the_next_op_are_prefetched():
         )
         return Graph("chain", tensors, (first, second), ("a", "v2"), ("z",), {"precision": "w8a8"}).check()
 
-    chip = platform("systolic-64x64", {"dram.bytes_per_cycle": 16})
+    chip = platform("systolic-16x16", {"dram.bytes_per_cycle": 8})
     with_prefetch, without = (simulate(chain(p), chip, detail="events").total.cycles for p in (True, False))
     assert with_prefetch < without
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds)
+def test_the_shortcut_of_the_event_loop_changes_no_time(seed):
+    from accelsim import events
+
+    rng = np.random.default_rng(seed)
+    rows = int(rng.integers(1, 12))
+    count = rng.integers(0, 6, rows)
+    unit = rng.integers(0, 3, rows)
+    after = [sorted({int(j) for j in rng.integers(0, i, 2) if count[j]}) if i else [] for i in range(rows)]
+    steps = np.zeros(max(1, int(count.sum())), dtype=platform("systolic-16x16").steps(*one_step()).dtype)
+    for field in ("load_bytes", "busy_cycles", "store_bytes", "prefetch_bytes"):
+        steps[field] = rng.integers(0, 50, len(steps)) * (rng.random(len(steps)) < 0.7)
+    first = np.concatenate([[0], np.cumsum(count)])[:-1]
+    keep = np.ones(len(steps), bool)
+    keep[first[count > 0]] = False
+    steps["prefetch_bytes"][keep] = 0
+    runs = [events.run(unit, first, count, after, steps, 3, 2.5, 7.0, shortcut=s) for s in (True, False)]
+    for name in ("start", "finish", "unit_busy"):
+        assert np.allclose(getattr(runs[0], name), getattr(runs[1], name), rtol=1e-12)
+    for name in ("makespan", "dram_busy", "compute_cycles", "serial_cycles"):
+        assert getattr(runs[0], name) == pytest.approx(getattr(runs[1], name), rel=1e-12)
+    assert runs[0].busiest_cycles <= runs[0].makespan * (1 + 1e-12) + 1e-9
+    assert runs[0].makespan <= runs[0].serial_cycles * (1 + 1e-12) + 1e-9
+
+
+def one_step():
+    work = gemm(4, 4, 4)
+    return work_array([work])[0], best(platform("systolic-16x16"), [work])[0]

@@ -239,15 +239,10 @@ def test_an_unknown_suffix_or_folder_is_refused_and_nothing_is_written(tiny: Rep
 
 def figures(report: Report) -> dict[str, Any]:
     """Every figure there is, of one report."""
-    foot = plots.caption(
-        model=report.model, seq=report.seq, batch=report.batch, platform=report.platform, precision=report.precision,
-        detail=report.detail, assumptions=report.assumptions,
-    )  # fmt: skip
-    roof = report.roof["flops_per_s"], report.roof["dram_bytes_per_s"]
     return {
-        "breakdown": plots.breakdown_figure(report.table, "t", total_s=report.total.time_s, footnote=foot),
-        "roofline": plots.roofline_figure(report.table, *roof, "t", footnote=foot),
-        "compare": plots.compare_figure({"a": report.table, "b": report.table}, "t", footnote=foot),
+        "breakdown": plots.breakdown_of(report),
+        "roofline": plots.roofline_of(report),
+        "compare": plots.compare_figure({"a": report.table, "b": report.table}, "t", footnote="a note"),
     }
 
 
@@ -363,9 +358,10 @@ def test_no_text_of_a_figure_covers_another_or_leaves_the_page(report: Report) -
         renderer = canvas.get_renderer()
         texts = [*figure.texts, *(t for legend in figure.legends for t in legend.get_texts())]
         for axes in figure.axes:
-            low, high = sorted(axes.get_xlim())
-            ticks = [t for t in axes.get_xticklabels() if low <= t.get_position()[0] <= high]
-            texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label, *ticks, *axes.get_yticklabels()]
+            texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label]
+            for axis, i in ((axes.xaxis, 0), (axes.yaxis, 1)):
+                low, high = sorted(axis.get_view_interval())
+                texts += [t for t in axis.get_ticklabels() if low <= t.get_position()[i] <= high]
         boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text()]
         page = figure.bbox
         for text, box in boxes:
@@ -382,9 +378,10 @@ MAGIC = {".png": b"\x89PNG\r\n", ".pdf": b"%PDF-", ".svg": b"<?xml"}
 
 @pytest.mark.parametrize("suffix", MAGIC)
 def test_figure_files_are_what_they_say_and_always_the_same(tiny: Report, tmp_path: Path, suffix: str) -> None:
-    for name in figures(tiny):
-        once = plots.save_figure(figures(tiny)[name], tmp_path / f"{name}{suffix}").read_bytes()
-        again = plots.save_figure(figures(tiny)[name], tmp_path / f"{name}{suffix}").read_bytes()
+    first, second = figures(tiny), figures(tiny)
+    for name in first:
+        once = plots.save_figure(first[name], tmp_path / f"{name}{suffix}").read_bytes()
+        again = plots.save_figure(second[name], tmp_path / f"{name}{suffix}").read_bytes()
         assert once.startswith(MAGIC[suffix])
         assert once == again
     assert len(list(tmp_path.iterdir())) == 3
