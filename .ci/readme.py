@@ -1,4 +1,4 @@
-"""Run every ```console block of a Markdown file, line by line from `$ `, in a scratch folder; stop at the first failure.
+"""Run every ```console block of a Markdown file, line by line from `$ `, in a scratch folder; stop at a failure.
 
 `make` lines are left to the caller; ```python blocks run in the checkout's interpreter.
 """

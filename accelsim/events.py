@@ -25,7 +25,10 @@ QUEUE_DTYPE = np.dtype(
         ("step", np.int64),
         ("place", np.int64),  # place of the next step's row in this unit's list of rows
         ("next_step", np.int64),
-        ("phase", np.int64),  # 0 next parameters, 1 next operands (same row), 2 results, 3 next operands (new row), 4 done
+        (
+            "phase",
+            np.int64,
+        ),  # 0 next parameters, 1 next operands (same row), 2 results, 3 next operands (new row), 4 done
         ("ready", np.float64),
         ("nbytes", np.float64),  # the pending request; < 0 while the queue waits for another unit
         ("parameters_end", np.float64),
@@ -41,7 +44,8 @@ QUEUE_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Timeline:
-    """Times in cycles. start, finish: one per row. makespan: end of the last row.
+    """Times in cycles. start, finish: one per row, from its first operands on the channel to its last result stored;
+    parameters that were prefetched are not waited for. makespan: end of the last row.
 
     unit_busy: one per unit. compute_cycles: cycles in which at least one unit computes. serial_cycles: sum of all
     steps, transfers and latencies, the upper bound of any schedule.
@@ -152,10 +156,11 @@ def _add_span(spans: Any, count: int, begin: float, end: float) -> int:
 @atom
 def _is_alone(queues: Any, chosen: int) -> bool:
     """True if every other queue is done or waits for a row, so that none can ask before this one ends its row."""
+    others = 0
     for u in range(len(queues)):
         if u != chosen and queues[u].phase != 4 and queues[u].nbytes >= 0.0:
-            return False
-    return True
+            others += 1
+    return others == 0
 
 
 @atom
@@ -235,10 +240,11 @@ def _loop(
             _request(q, order, end, first, pointer, flat, steps, finish)
             continue
         while True:  # serve one request, then all that move nothing
-            left, arrived = q.ready, q.ready
+            served, left, arrived = q.ready, q.ready, q.ready
             if q.nbytes > 0.0:
                 duration = q.nbytes / bytes_per_cycle
-                left = max(free, q.ready) + duration
+                served = max(free, q.ready)
+                left = served + duration
                 arrived = left + latency
                 free = left
                 dram_busy += duration
@@ -256,7 +262,7 @@ def _loop(
                 begin = max(max(q.parameters_end, arrived), max(q.done, q.stored_before))
                 q.done_next = begin + busy
                 if q.next_step == 0:
-                    start[row] = begin
+                    start[row] = served if q.nbytes > 0.0 else begin
                 unit_busy[chosen] += busy
                 serial += busy
                 q.spans = _add_span(spans[chosen], q.spans, begin, q.done_next)

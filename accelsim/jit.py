@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from enum import IntEnum
@@ -44,9 +45,27 @@ def atom(function: F) -> F:
 def compiled(function: F) -> F:
     """A loop over formulas: compiled at its first call, cached on disk under `source_digest`."""
     dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    dispatcher._cache._cache_file._source_stamp = source_digest()
+    cache = dispatcher._cache
+    cache._cache_file._source_stamp = source_digest()
+    cache.load_overload = _announced(cache.load_overload)
     result: F = dispatcher
     return result
+
+
+def _announced(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Say once, to a terminal, that the wait is for the compiler."""
+
+    def load_or_say(*args: Any) -> Any:
+        found = load(*args)
+        if found is None and not _said and sys.stderr.isatty():
+            _said.append(True)
+            print("accelsim: compiling the models of time, once for this version (about 20 s)", file=sys.stderr)
+        return found
+
+    return load_or_say
+
+
+_said: list[bool] = []
 
 
 def record_dtype(kind: Any) -> np.dtype[Any]:
@@ -63,12 +82,15 @@ def record_dtype(kind: Any) -> np.dtype[Any]:
     return np.dtype(members)
 
 
-_cached_dtype = functools.cache(record_dtype)
+_DTYPES: dict[type, np.dtype[Any]] = {}
 
 
 def record(value: Any) -> np.ndarray:
     """(1,) structured array with the numbers of a hardware dataclass; enums as their integers, names left out."""
-    return np.array([_row(value)], dtype=_cached_dtype(type(value)))
+    kind = type(value)
+    if kind not in _DTYPES:
+        _DTYPES[kind] = record_dtype(kind)
+    return np.array([_row(value)], dtype=_DTYPES[kind])
 
 
 def _row(value: Any) -> tuple[Any, ...]:

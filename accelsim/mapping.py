@@ -76,7 +76,7 @@ def _sizes(dim: int, quantum: int, out: Any) -> int:
 
 
 @atom
-def _least_cycles(p: Any, w: Any, t: Any) -> float:
+def _least_cycles(p: Any, w: Any, t: Any) -> Any:
     """Cheap lower bound of a candidate's cycles: its full tiles on the array alone, and its traffic alone."""
     full_m, full_k, full_n = w.m // t.tile_m, w.k // t.tile_k, w.n // t.tile_n
     if p.dataflow == OS:
@@ -158,7 +158,7 @@ def candidates(platform: Systolic, work: Work) -> list[Mapping]:
     """Every mapping `best` considers for a GEMM, feasible or not, in its order: the stated candidate set.
 
     Tile sizes, largest first: the whole dimension and the array's side (1 where it is streamed) x 1, 2, 3, 4, 6, 8, 12,
-    ... below it; loop orders m, n, k and n, m, k; if the tile is a whole instance, one instance or as many as there are arrays.
+    ... below it; loop orders m, n, k and n, m, k; if the tile is a whole instance, one of it or as many as arrays.
     """
     sizes = []
     for dim, quantum in zip(

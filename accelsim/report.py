@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +101,7 @@ class Report:
         """Sums over equal labels, the share of time beside them, largest first.
 
         by: a label column, or "module" (the module path with layer numbers as `*`), or "block" (embeddings, attention,
-        feed-forward, head). Raises SpecError for anything else.
+        feed-forward, head, model). Raises SpecError for anything else.
         """
         if by not in LABELS:
             raise SpecError.unknown("breakdown by", by, LABELS)
@@ -121,7 +121,7 @@ class Report:
         """Cycles, time, bytes and energy of both reports by label, and other / self for time and energy."""
         mine, theirs = self.breakdown(by), other.breakdown(by)
         columns = ["cycles", "time_s", "dram_bytes", "energy_j"]
-        joined = mine[columns].join(theirs[columns], how="outer", lsuffix=".a", rsuffix=".b").fillna(0)
+        joined = mine[columns].add_suffix(".a").join(theirs[columns].add_suffix(".b"), how="outer").fillna(0)
         for column in ("time_s", "energy_j"):
             joined[f"{column}.ratio"] = joined[f"{column}.b"] / joined[f"{column}.a"].replace(0, np.nan)
         return joined.sort_values("time_s.a", ascending=False, kind="stable")
@@ -149,15 +149,23 @@ class Report:
         Raises SpecError for another suffix or a folder that is not there.
         """
         target = Path(path)
-        writers = {
+        writers: dict[str, Callable[[Path], object]] = {
             ".csv": lambda p: self.table.to_csv(p, index=False),
             ".parquet": lambda p: self.table.to_parquet(p, index=False),
             ".json": lambda p: p.write_text(json.dumps(self.to_json(), indent=1) + "\n"),
         }
         check_output(target, writers)
-        partial = target.with_name(f".{target.name}.partial")
-        writers[target.suffix.lower()](partial)
+        return write_whole(target, writers[target.suffix.lower()])
+
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary file beside `target`, then rename it; nothing is left behind if it fails."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        write(partial)
         return partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_output(target: Path, suffixes: Mapping[str, Any]) -> None:
@@ -178,7 +186,7 @@ def module_of(op: str) -> str:
 
 
 def block_of(group: str, layer: int) -> str:
-    """embeddings, attention, feed-forward or head, from the module path.
+    """embeddings, attention, feed-forward, head, or model (masks and positions), from the module path.
 
     >>> block_of("encoder.layer.3.attention.self.query", 3)
     'attention'
@@ -186,4 +194,6 @@ def block_of(group: str, layer: int) -> str:
     if layer >= 0:
         parts = group.lower().split(".")
         return "attention" if any("attention" in p or p.startswith("sa_") for p in parts) else "feed-forward"
-    return "embeddings" if "embed" in group.lower() or group == "" else "head"
+    if group in ("", "model"):
+        return "model"
+    return "embeddings" if "embed" in group.lower() else "head"

@@ -147,7 +147,10 @@ def _report(
     leakage_j = platform.leakage_w() * time_s
     dynamic_j = (costs["mac_pj"] + costs["sram_pj"] + costs["dram_pj"] + costs["vector_pj"]) * 1e-12
     energy_j = dynamic_j + leakage_j * (cycles / max(1, int(cycles.sum())))
-    bounds = [bound_of(*row) for row in zip(*(costs[c].tolist() for c in ("cycles", "busy_cycles", "dram_cycles")), strict=True)]
+    bounds = [
+        bound_of(*row)
+        for row in zip(*(costs[c].tolist() for c in ("cycles", "busy_cycles", "dram_cycles")), strict=True)
+    ]
     utilization = np.minimum(1.0, costs["unit_cycles"] / np.maximum(1, cycles))
     columns: dict[str, list[Any]] = {
         "op": [op.name for op, _ in rows],

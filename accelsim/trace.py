@@ -13,9 +13,11 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -97,15 +99,20 @@ def parameters(module: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def shipped_names() -> tuple[str, ...]:
     """Names of the models whose graphs are package data."""
+    return tuple(sorted({name.partition("@")[0] for name in _shipped_files()}))
+
+
+@cache
+def _shipped_files() -> Mapping[str, Any]:
+    """MODEL@HEAD, perhaps with @seq1 and @batch1 -> file."""
     folder = resources.files("accelsim") / "graphs"
-    return tuple(sorted({entry.name.split("@")[0] for entry in folder.iterdir() if "@" in entry.name}))
+    return {entry.name.removesuffix(".json.gz"): entry for entry in folder.iterdir() if entry.name.endswith(".json.gz")}
 
 
 def _shipped(model: str, head: str, seq: int, batch: int) -> Graph:
+    files = _shipped_files()
     if model not in shipped_names():
         raise SpecError.unknown("model", model, shipped_names())
-    folder = resources.files("accelsim") / "graphs"
-    files = {entry.name.removesuffix(".json.gz"): entry for entry in folder.iterdir()}
     known = {name.split("@")[1] for name in files if name.startswith(f"{model}@")}
     if head not in known:
         raise SpecError.unknown("head", head, known)
@@ -139,7 +146,7 @@ def at_size(text: str, seq: int, batch: int) -> Any:
     size = {"1": 1, "batch": batch, "seq": seq, "batch*seq": batch * seq}
 
     def number(data: dict[str, Any]) -> Any:
-        if data and data.keys() <= size.keys():
+        if next(iter(data), None) in size:  # all keys of a formula are terms, and no other object has one
             return sum(factor * size[term] for term, factor in data.items())
         return data
 
@@ -227,7 +234,8 @@ def _exported_program(module: torch.nn.Module, seq: int, batch: int) -> tuple[An
         name: torch.ones((batch, seq), dtype=torch.long, device="meta") for name in ("input_ids", "attention_mask")
     }
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, about its future
             written = torch.export.export(module, (), kwargs, strict=False)
             nodes = {node.name: node for node in written.graph.nodes}
             readable = all(_is_readable(node) for node in written.graph.nodes)

@@ -91,9 +91,9 @@ def platform_rows(pairs: int, seed: int) -> list[dict[str, Any]]:
         except Infeasible:
             continue
         analytic, events = (simulate(graph, chip, detail=detail) for detail in ("analytic", "events"))
-        same = all(
-            analytic.columns[c] == events.columns[c] for c in ("macs", "sram_bytes", "dram_bytes")
-        ) and all(analytic.energy_by_part_j[p] == events.energy_by_part_j[p] for p in ("mac", "vector", "sram", "dram"))
+        same = all(analytic.columns[c] == events.columns[c] for c in ("macs", "sram_bytes", "dram_bytes")) and all(
+            analytic.energy_by_part_j[p] == events.energy_by_part_j[p] for p in ("mac", "vector", "sram", "dram")
+        )
         slack = 1e-9 * row["serial"] + 1e-6
         rows.append(
             {

@@ -49,9 +49,7 @@ def test_json_has_the_agreed_shape(capsys):
 
 
 def test_ad_hoc_gemm_equals_the_closed_form(capsys):
-    report = answer(
-        capsys, "simulate", "gemm:128x768x3072", *ON, "--set", "dataflow=ws", "--set", "fold_timing=serial"
-    )
+    report = answer(capsys, "simulate", "gemm:128x768x3072", *ON, "--set", "dataflow=ws", "--set", "fold_timing=serial")
     assert report["total"]["macs"] == 128 * 768 * 3072
     assert report["total"]["compute_cycles"] == 24 * 96 * (2 * 32 + 32 + 128 - 2)
 
@@ -170,7 +168,7 @@ BAD = {
     "precision the array lacks": (["bert-base", *ON, "--precision", "fp16"], "w8a8"),
     "precision the device lacks": (["bert-base", "-p", "k80", "--precision", "bf16"], "precision"),
     "breakdown": (["bert-base", *ON, "--by", "operators"], "operator"),
-    "buffer too small": (["bert-base", *ON, "--set", "weight_buffer.capacity_bytes=64"], "weight_buffer.capacity_bytes"),
+    "buffer too small": (["bert-base", *ON, "--set", "weight_buffer.capacity_bytes=64"], "weight_buffer.capacity"),
     "accumulator too narrow": (["bert-base", *ON, "--set", "accumulator_bits=20"], "accumulator_bits"),
     "figure suffix": (["bert-base", *ON, "--figure", "x.gif"], ".png"),
     "output folder": (["bert-base", *ON, "--out", "/no/such/folder/x.csv"], "folder"),
@@ -272,7 +270,11 @@ def test_install_is_light_and_ignores_a_models_folder(tmp_path):
     script = Path(sys.executable).parent / "accelsim"
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [script, "simulate", "bert-tiny", "--seq", "16", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True
+        [script, "simulate", "bert-tiny", "--seq", "16", "--json"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert math.isfinite(json.loads(done.stdout)["total"]["time_s"])

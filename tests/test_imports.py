@@ -24,10 +24,7 @@ HEAVY = {"torch", "transformers", "matplotlib", "pandas", "pyarrow", "ruamel", "
 def imports(path: Path, everywhere: bool = True) -> set[str]:
     """Modules a file imports: in all of it, or only when it is imported itself (TYPE_CHECKING left out)."""
     tree = ast.parse(path.read_text())
-    if everywhere:
-        nodes = list(ast.walk(tree))
-    else:
-        nodes = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    nodes = list(ast.walk(tree)) if everywhere else tree.body
     found = set()
     for node in nodes:
         if isinstance(node, ast.Import):

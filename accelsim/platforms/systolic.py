@@ -195,7 +195,7 @@ class Systolic(Platform):
                 "cycles",
                 int(cost["cycles"]),
                 "cycles",
-                "latency + first load + sum of max(busy, transfer, (busy + transfer + latency) / 2) over tiles + last store",
+                "latency + first load + sum over tiles of max(busy, load, (busy + load + latency) / 2) + last store",
             ),
             Term("stall", int(cost["stall_cycles"]), "cycles", "cycles - compute cycles"),
         ]
