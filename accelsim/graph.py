@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from accelsim.errors import SpecError
+from accelsim.files import write_whole
 from accelsim.work import Arithmetic, Work, packed_bytes
 
 SCHEMA_VERSION = 1
@@ -352,10 +353,7 @@ class Graph:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON to `path`, through a temporary name."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        partial.replace(target)
+        write_whole(Path(path), lambda partial: partial.write_text(json.dumps(self.to_json(), indent=1) + "\n"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Graph:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelsim.files import write_whole
 from accelsim.report import Report, check_output
 
 ARGUMENTS = (
@@ -72,12 +73,7 @@ def save_perfetto(report: Report, path: str | os.PathLike[str]) -> Path:
     trace = perfetto(report)
     lines = ",\n".join(json.dumps(event, allow_nan=False) for event in trace.pop("traceEvents"))
     head = json.dumps(trace, allow_nan=False)[:-1]
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(f'{head}, "traceEvents": [\n{lines}\n]}}\n')
-        return partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    return write_whole(target, lambda partial: partial.write_text(f'{head}, "traceEvents": [\n{lines}\n]}}\n'))
 
 
 def _names(report: Report, units: Sequence[str]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from matplotlib.style import context
 from matplotlib.text import Text
 
 from accelsim.errors import SpecError
+from accelsim.files import write_whole
 from accelsim.report import Report, block_of, check_output, module_of
 
 if TYPE_CHECKING:
@@ -292,13 +293,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     check_output(target, _METADATA)
     suffix = target.suffix.lower()
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with context(STYLE, after_reset=True):
-            figure.savefig(partial, format=suffix[1:], metadata=_METADATA[suffix])
-        return partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with context(STYLE, after_reset=True):
+        return write_whole(target, lambda p: figure.savefig(p, format=suffix[1:], metadata=_METADATA[suffix]))
 
 
 # --- tables -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accelsim.errors import SpecError
+from accelsim.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,16 +157,6 @@ class Report:
         }
         check_output(target, writers)
         return write_whole(target, writers[target.suffix.lower()])
-
-
-def write_whole(target: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `target`, then rename it; nothing is left behind if it fails."""
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        write(partial)
-        return partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_output(target: Path, suffixes: Mapping[str, Any]) -> None:

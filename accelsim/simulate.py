@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from accelsim import events
-from accelsim.errors import SpecError
+from accelsim.errors import Infeasible, SpecError
 from accelsim.graph import Graph, Op
 from accelsim.mapping import best
 from accelsim.platforms.base import STEP_DTYPE, Platform
@@ -94,14 +94,13 @@ def timeline(
     rows: list[tuple[Op, Work]],
     which: np.ndarray,
 ) -> events.Timeline:
-    """The event model's run of the rows of a graph under given mappings. Raises SpecError for more than MAX_STEPS."""
+    """The event model's run of the rows of a graph under given mappings. Raises Infeasible for more than MAX_STEPS."""
     encoded = work_array(unique)
+    lengths = np.array([platform.step_count(encoded[i], mappings[i]) for i in range(len(unique))])
+    total = int(lengths[which].astype(float).sum())
+    if total > MAX_STEPS:
+        raise Infeasible("event model", total, MAX_STEPS, "steps", ["--detail analytic", "capacity_bytes of buffers"])
     steps = [platform.steps(encoded[i], mappings[i]) for i in range(len(unique))]
-    lengths = np.array([len(s) for s in steps])
-    if lengths[which].sum() > MAX_STEPS:
-        raise SpecError(
-            "detail", "events", f"at most {MAX_STEPS} steps, this run has {lengths[which].sum()}: use analytic"
-        )
     offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1]
     return events.run(
         np.array([platform.unit(work) for _, work in rows]),

@@ -170,6 +170,8 @@ BAD = {
     "breakdown": (["bert-base", *ON, "--by", "operators"], "operator"),
     "buffer too small": (["bert-base", *ON, "--set", "weight_buffer.capacity_bytes=64"], "weight_buffer.capacity"),
     "accumulator too narrow": (["bert-base", *ON, "--set", "accumulator_bits=20"], "accumulator_bits"),
+    "too many steps": (["bert-base", *ON, "--detail", "events", "--set", "accumulator.capacity_bytes=256",
+                        "--batch", "400"], "analytic"),
     "figure suffix": (["bert-base", *ON, "--figure", "x.gif"], ".png"),
     "output folder": (["bert-base", *ON, "--out", "/no/such/folder/x.csv"], "folder"),
     "missing platform file": (["bert-base", "-p", "no_such.yaml"], "no_such.yaml"),

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "work", "jit", "formulas"},
+    {"errors", "files", "work", "jit", "formulas"},
     {"platforms", "graph", "numerics"},
     {"mapping", "ops", "gemm"},
     {"simulate", "events", "sweep", "execute", "transforms", "trace", "explain", "validate", "search", "executors"},

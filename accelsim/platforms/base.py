@@ -146,6 +146,10 @@ class Platform(ABC):
         return Cost(*self.costs(work_array([work]), mapping)[0].tolist())
 
     @abstractmethod
+    def step_count(self, work: np.ndarray, mapping: np.ndarray) -> int:
+        """How many steps `steps` would give."""
+
+    @abstractmethod
     def steps(self, work: np.ndarray, mapping: np.ndarray) -> np.ndarray:
         """The steps of one work for the event model, as a STEP_DTYPE array."""
 

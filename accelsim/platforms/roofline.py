@@ -187,6 +187,10 @@ class Roofline(Platform):
             raise SpecError(self.name, float(np.max(spans)), "kernels of fewer than 2^53 cycles and bytes")
         return out
 
+    def step_count(self, work: np.ndarray, mapping: np.ndarray) -> int:
+        """1, and 0 for a free op."""
+        return len(self.steps(work, mapping))
+
     def steps(self, work: np.ndarray, mapping: np.ndarray) -> np.ndarray:
         """One step, the whole kernel, with its DRAM traffic inside; none for a free op."""
         cycles = self.costs(work.reshape(1), mapping.reshape(1))["cycles"]

@@ -156,9 +156,12 @@ class Systolic(Platform):
         _cost_all(record(self)[0], works, mappings, out)
         return out
 
+    def step_count(self, work: np.ndarray, mapping: np.ndarray) -> int:
+        return int(_count_steps(record(self)[0], work, mapping))
+
     def steps(self, work: np.ndarray, mapping: np.ndarray) -> np.ndarray:
         p = record(self)[0]
-        out = np.zeros(step_count(p, work, mapping), STEP_DTYPE)
+        out = np.zeros(_count_steps(p, work, mapping), STEP_DTYPE)
         _fill_steps(p, work, mapping, out)
         return out
 
@@ -663,7 +666,7 @@ def _cost_all(p: Any, works: Any, mappings: Any, out: Any) -> None:
 
 
 @compiled
-def step_count(p: Any, w: Any, t: Any) -> Any:
+def _count_steps(p: Any, w: Any, t: Any) -> Any:
     """How many steps `_fill_steps` writes: tiles of a GEMM, chunks of a VECTOR, one for a MOVE, none for a free op."""
     if w.kind == GEMM:
         tiles = ceil_div(w.m, t.tile_m) * ceil_div(w.k, t.tile_k) * ceil_div(w.n, t.tile_n)
