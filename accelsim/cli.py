@@ -200,7 +200,7 @@ def _print_report(report: Report, graph: Graph, by: str) -> None:
     from rich.table import Table
 
     total = report.total
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(
         f"{report.model} on {report.platform}: seq {report.seq}, batch {report.batch}, {report.precision}, "
         f"{report.detail}; graph: {graph.meta.get('source', 'file')}",

@@ -14,7 +14,7 @@ LAYERS = [
     {"mapping", "ops", "gemm"},
     {"simulate", "events", "sweep", "execute", "transforms", "trace", "explain", "validate", "search", "executors"},
     {"plots", "html"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 LEVEL["report"] = 3  # simulate fills it, plots read it
