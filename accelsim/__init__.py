@@ -12,6 +12,8 @@ what needs them.
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +52,18 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
+
+
+class _Package(types.ModuleType):
+    """Keeps `accelsim.simulate` the function when the file of the same name is imported, and so `trace`, `execute`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _HOME.get(name) == name and isinstance(value, types.ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -88,3 +88,19 @@ def test_models_and_experiments_do_not_import_by_their_folder_names():
     for folder in ("models", "experiments", "accelsim"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not {m for m in imports(path) if m.split(".")[0] in ("models", "experiments")}, path
+
+
+def test_functions_keep_their_names_when_their_files_are_imported():
+    """accelsim.simulate is both a function and a file; the import system must not replace the one by the other."""
+    import importlib
+
+    import accelsim
+
+    for name in ("simulate", "trace", "execute"):
+        importlib.import_module(f"accelsim.{name}")
+        assert callable(getattr(accelsim, name)), name
+    code = "import accelsim.simulate, accelsim.trace, accelsim; assert callable(accelsim.simulate), accelsim.simulate"
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, "-c", code], check=True)

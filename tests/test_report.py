@@ -250,7 +250,7 @@ def drawn_bars(figure: Any) -> dict[str, dict[str, float]]:
     """Chart -> compute or stall -> length of all its bars, in seconds. A block's bar counts, those inside it do not."""
     lengths: dict[str, dict[str, float]] = {}
     for axes in figure.axes:
-        scale = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}[axes.get_xlabel().split("(")[1].rstrip(")")]
+        scale = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[axes.get_xlabel().split("(")[1].rstrip(")")]
         for container in axes.containers:
             part, _, chart = container.get_label().partition(" ")
             outer = [p for p in container if p.get_height() > 0.6]
