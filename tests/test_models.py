@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("transformers")
 import torch
+from accelsim_experiments import fullstack
 from accelsim_models import zoo
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -134,35 +133,15 @@ def bert_layer_bytes(hidden: int, heads: int, ffn: int, seq: int, batch: int) ->
 
 # --- the published table ------------------------------------------------------------------------------------------
 
-TABLE = json.loads((Path(__file__).parent.parent / "experiments/published/fullstack_bert.json").read_text())
+TABLE = fullstack.PUBLISHED
 FLOP_TOLERANCE = 0.005
 MEMORY_TOLERANCE = 0.013
 INTENSITY_TOLERANCE = 0.013
 
 
 def encoder(seq: int) -> tuple[int, int]:
-    """(FLOPs, memory operations) of the encoder layers of BERT-Base at 8 bit.
-
-    Counted as the paper does: neither layout copies, nor the mask, and biases as one number each, for the paper has
-    none of the first two and counts numbers, not bytes.
-    """
-    from transformers import BertConfig, BertModel
-
-    with torch.device("meta"):
-        module = BertModel(BertConfig(max_position_embeddings=4096))
-    graph = with_precision(trace(module, seq=seq), "w8a8")
-    flops = memory = 0
-    for op in graph.ops:
-        if op.layer < 0 or isinstance(op, ops.Clone):
-            continue
-        (work,) = graph.work(op)
-        flops += work.flops
-        memory += work.bytes
-        if isinstance(op, ops.Softmax):
-            memory -= sum(graph.tensors[name].bytes for name in op.inputs[1:])
-        if isinstance(op, ops.Linear):
-            memory -= sum(graph.tensors[name].bytes - graph.tensors[name].elements for name in op.inputs[2:])
-    return flops, memory
+    """(FLOPs, memory operations) of the encoder layers of BERT-Base at 8 bit, counted as the paper does."""
+    return fullstack.encoder_counts(fullstack.encoder_graph(seq))
 
 
 @pytest.mark.parametrize("seq", [128, 512, 4096])
