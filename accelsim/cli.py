@@ -336,9 +336,20 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Compare the models of time on random workloads and platforms; exit status 1 if a bound is broken."""
+    from rich.console import Console
+    from rich.progress import track
+
     from accelsim.validate import platform_rows, summary
 
-    rows = platform_rows(pairs, seed)
+    rows = list(
+        track(
+            platform_rows(pairs, seed),
+            total=pairs,
+            description="pairs",
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+    )
     if as_json:
         print(json.dumps({"rows": rows}))
     else:

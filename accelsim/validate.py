@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from accelsim.gemm import gemm_graph
 from accelsim.graph import Graph
 from accelsim.mapping import best
 from accelsim.platforms import Platform, platform
+from accelsim.platforms.systolic import Systolic
 from accelsim.simulate import at_precision, graph_rows, simulate, timeline
 from accelsim.trace import trace
 from accelsim.work import work_array
@@ -42,11 +44,11 @@ def bounds_of(graph: Graph, chip: Platform) -> dict[str, float]:
     }
 
 
-def random_platform(rng: np.random.Generator) -> Platform:
+def random_platform(rng: np.random.Generator) -> Systolic:
     """A systolic platform with every size, rate and policy drawn at random, log-uniformly where it spans decades."""
     side = {"rows": int(2 ** rng.integers(2, 9)), "cols": int(2 ** rng.integers(2, 9))}
     spread = side["rows"] * side["cols"]
-    return platform(
+    chip = platform(
         "systolic-32x32",
         {
             "name": "random",
@@ -66,6 +68,8 @@ def random_platform(rng: np.random.Generator) -> Platform:
             "vector.buffer.capacity_bytes": int(2 ** rng.uniform(13, 18)),
         },
     )
+    assert isinstance(chip, Systolic)
+    return chip
 
 
 def random_graph(rng: np.random.Generator) -> Graph:
@@ -75,39 +79,47 @@ def random_graph(rng: np.random.Generator) -> Graph:
     return trace(str(rng.choice(MODELS)), seq=int(2 ** rng.uniform(3, 8.5)), batch=int(rng.integers(1, 5)))
 
 
-def platform_rows(pairs: int, seed: int) -> list[dict[str, Any]]:
-    """One row per random (workload, platform) pair: both times, their ratio, the bounds, `mismatches` (broken rules).
+def platform_rows(pairs: int, seed: int) -> Iterator[dict[str, Any]]:
+    """A row per random (workload, platform) pair: both times, their ratio, the bounds, `mismatches` (broken rules).
 
     Pairs that the hardware cannot do are drawn again. Raises SpecError for fewer than one pair.
     """
     if pairs < 1:
         raise SpecError("pairs", pairs, "an integer >= 1")
     rng = np.random.default_rng(seed)
-    rows: list[dict[str, Any]] = []
-    while len(rows) < pairs:
+    done = 0
+    while done < pairs:
         chip, graph = random_platform(rng), random_graph(rng)
         try:
-            row = bounds_of(graph, chip)
+            bounds = bounds_of(graph, chip)
         except Infeasible:
             continue
-        analytic, events = (simulate(graph, chip, detail=detail) for detail in ("analytic", "events"))
-        same = all(analytic.columns[c] == events.columns[c] for c in ("macs", "sram_bytes", "dram_bytes")) and all(
-            analytic.energy_by_part_j[p] == events.energy_by_part_j[p] for p in ("mac", "vector", "sram", "dram")
-        )
-        slack = 1e-9 * row["serial"] + 1e-6
-        rows.append(
-            {
-                "workload": f"{graph.name} seq {graph.meta['seq']} batch {graph.meta['batch']}",
-                "platform": f"{chip.rows}x{chip.cols} {chip.dataflow.name.lower()} {chip.fold_timing.name.lower()}",  # type: ignore[attr-defined]
-                **row,
-                "ratio": row["events"] / row["analytic"],
-                "mismatches": int(row["busiest"] > row["events"] + slack)
-                + int(row["events"] > row["serial"] + slack)
-                + int(row["op_bound_broken_by"] > 0)
-                + int(not same),
-            }
-        )
-    return rows
+        done += 1
+        yield {
+            "workload": f"{graph.name} seq {graph.meta['seq']} batch {graph.meta['batch']}",
+            "platform": f"{chip.rows}x{chip.cols} {chip.dataflow.name.lower()} {chip.fold_timing.name.lower()}",
+            **bounds,
+            "ratio": bounds["events"] / bounds["analytic"],
+            "mismatches": broken_rules(bounds) + int(not same_work(graph, chip)),
+        }
+
+
+def broken_rules(bounds: dict[str, float]) -> int:
+    """How many of these fail: busiest resource <= events, events <= everything in series, the bracket of every op."""
+    slack = 1e-9 * bounds["serial"] + 1e-6
+    return (
+        int(bounds["busiest"] > bounds["events"] + slack)
+        + int(bounds["events"] > bounds["serial"] + slack)
+        + int(bounds["op_bound_broken_by"] > 0)
+    )
+
+
+def same_work(graph: Graph, chip: Platform) -> bool:
+    """True if both details report the same MACs, bytes of every level and dynamic energy, row by row."""
+    analytic, events = (simulate(graph, chip, detail=detail) for detail in ("analytic", "events"))
+    return all(analytic.columns[c] == events.columns[c] for c in ("macs", "sram_bytes", "dram_bytes")) and all(
+        analytic.energy_by_part_j[p] == events.energy_by_part_j[p] for p in ("mac", "vector", "sram", "dram")
+    )
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:

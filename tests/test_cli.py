@@ -68,6 +68,15 @@ def test_shown_platforms_load_back(capsys, tmp_path):
         assert answer(capsys, "simulate", "bert-tiny", "--platform", file, "--seq", 16)["clock_hz"] == 5e8
 
 
+def test_a_platform_loads_from_json_too(capsys, tmp_path):
+    from accelsim.platforms import describe, platform
+
+    file = tmp_path / "chip.json"
+    file.write_text(json.dumps(describe(platform("systolic-16x16"))))
+    assert platform(file) == platform("systolic-16x16")
+    assert answer(capsys, "simulate", "gemm:8x8x8", "-p", file)["platform"] == "systolic-16x16"
+
+
 def test_set_reaches_every_numeric_field_of_every_platform():
     from accelsim.platforms import describe, from_mapping, names, platform
 

@@ -23,7 +23,7 @@ from accelsim.work import VectorFunction, Work, WorkKind, gemm, move, work_array
 PRESETS = [name for name in names() if name != "this-cpu"]
 SYSTOLIC = [name for name in PRESETS if isinstance(platform(name), Systolic)]
 OTHERS = [name for name in PRESETS if name not in SYSTOLIC]
-TOLERANCE = (0.70, 1.20)
+TOLERANCE = (0.70, 1.35)
 """Events / analytic on random pairs, systolic. The README prints the worst case of a larger sweep."""
 
 
@@ -108,7 +108,7 @@ def test_a_step_list_that_loses_bytes_or_cycles_is_rejected():
 
 
 def test_random_pairs_keep_the_contract_within_the_tolerance():
-    rows = platform_rows(60, seed=7)
+    rows = list(platform_rows(60, seed=7))
     assert sum(row["mismatches"] for row in rows) == 0
     low, high = min(r["ratio"] for r in rows), max(r["ratio"] for r in rows)
     assert TOLERANCE[0] <= low <= high <= TOLERANCE[1]

@@ -475,3 +475,14 @@ def test_a_folder_without_a_legal_configuration_is_refused(tmp_path: Path, text:
     with pytest.raises(SpecError, match=match) as caught:
         trace(str(tmp_path), seq=8)
     assert "\n" not in str(caught.value)
+
+
+def test_bert_large_is_traced_without_weights():
+    """Peak memory of a fresh process rises by less than 300 MiB over `import torch`, transformers included."""
+    code = (
+        "import resource, torch; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "before = peak(); from accelsim import trace; graph = trace('bert-large', source='torch');"
+        "assert graph.parameters == 335141888, graph.parameters; print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 300
