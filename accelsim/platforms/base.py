@@ -14,6 +14,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from accelsim.errors import SpecError
+from accelsim.jit import atom
 from accelsim.work import Work, work_array
 
 Count = Annotated[int, Ge(1), Le(2**40)]
@@ -91,6 +92,29 @@ class Cost(NamedTuple):
 
 _FLOATS = {"busy_cycles", "dram_cycles", "latency_cycles", "unit_cycles", "mac_pj", "sram_pj", "dram_pj", "vector_pj"}
 COST_DTYPE = np.dtype([(name, np.float64 if name in _FLOATS else np.int64) for name in Cost._fields])
+
+
+@atom
+def store_cost(c: Any, o: Any) -> None:
+    """Copy a `Cost` into a record of COST_DTYPE."""
+    o.cycles = c.cycles
+    o.compute_cycles = c.compute_cycles
+    o.stall_cycles = c.stall_cycles
+    o.macs = c.macs
+    o.sram_bytes = c.sram_bytes
+    o.dram_bytes = c.dram_bytes
+    o.in_dram_bytes = c.in_dram_bytes
+    o.weight_dram_bytes = c.weight_dram_bytes
+    o.out_dram_bytes = c.out_dram_bytes
+    o.busy_cycles = c.busy_cycles
+    o.dram_cycles = c.dram_cycles
+    o.latency_cycles = c.latency_cycles
+    o.unit_cycles = c.unit_cycles
+    o.mac_pj = c.mac_pj
+    o.sram_pj = c.sram_pj
+    o.dram_pj = c.dram_pj
+    o.vector_pj = c.vector_pj
+
 
 STEP_DTYPE = np.dtype(
     [

@@ -51,6 +51,7 @@ from accelsim.platforms.base import (
     Side,
     Term,
     Whole,
+    store_cost,
 )
 from accelsim.work import Arithmetic, VectorFunction, Work, WorkKind, work_array
 
@@ -641,25 +642,7 @@ def work_cost(p: Any, w: Any, t: Any) -> Any:
 @compiled
 def _cost_all(p: Any, works: Any, mappings: Any, out: Any) -> None:
     for i in range(len(works)):
-        c = work_cost(p, works[i], mappings[i])
-        o = out[i]
-        o.cycles = c.cycles
-        o.compute_cycles = c.compute_cycles
-        o.stall_cycles = c.stall_cycles
-        o.macs = c.macs
-        o.sram_bytes = c.sram_bytes
-        o.dram_bytes = c.dram_bytes
-        o.in_dram_bytes = c.in_dram_bytes
-        o.weight_dram_bytes = c.weight_dram_bytes
-        o.out_dram_bytes = c.out_dram_bytes
-        o.busy_cycles = c.busy_cycles
-        o.dram_cycles = c.dram_cycles
-        o.latency_cycles = c.latency_cycles
-        o.unit_cycles = c.unit_cycles
-        o.mac_pj = c.mac_pj
-        o.sram_pj = c.sram_pj
-        o.dram_pj = c.dram_pj
-        o.vector_pj = c.vector_pj
+        store_cost(work_cost(p, works[i], mappings[i]), out[i])
 
 
 # --- steps for the event model ----------------------------------------------------------------------------------
