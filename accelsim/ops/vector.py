@@ -185,7 +185,7 @@ class Gelu(Activation):
 
 def _erf(x: np.ndarray) -> np.ndarray:
     """math.erf element by element: exact enough to check a graph, and one library less."""
-    return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
+    return np.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
