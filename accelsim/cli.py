@@ -208,14 +208,16 @@ def _print_report(report: Report, graph: Graph, by: str) -> None:
     )
     for name, text in report.assumptions.items():
         console.print(f"  {name}: {text}", soft_wrap=True)
+    parts = ", ".join(
+        f"{part} {joule / total.energy_j:.0%}" for part, joule in report.energy_by_part_j.items() if joule
+    )
+    energy = f"{si(total.energy_j, 'J')}   {si(total.power_w, 'W')}   {parts}" if parts else "energy: not described"
     console.print(
         f"\n  {si(total.time_s, 's')}   {total.cycles:,} cycles = {total.compute_cycles:,} compute + "
         f"{total.stall_cycles:,} stall\n"
         f"  {total.macs / 1e9:.3f} GMAC   utilization {total.utilization:.1%}   "
         f"DRAM {si(total.dram_bytes, 'B')}   on-chip {si(total.sram_bytes, 'B')}\n"
-        f"  {si(total.energy_j, 'J')}   {si(total.power_w, 'W')}   "
-        + ", ".join(f"{part} {joule / total.energy_j:.0%}" for part, joule in report.energy_by_part_j.items())
-        + "\n",
+        f"  {energy}\n",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

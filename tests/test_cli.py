@@ -77,6 +77,19 @@ def test_a_platform_loads_from_json_too(capsys, tmp_path):
     assert answer(capsys, "simulate", "gemm:8x8x8", "-p", file)["platform"] == "systolic-16x16"
 
 
+def test_a_platform_without_energies_says_so(capsys):
+    zeros = [
+        *(f"{b}.{f}" for b in ("input_buffer", "weight_buffer", "accumulator", "vector.buffer") for f in
+          ("read_pj_per_byte", "write_pj_per_byte", "leakage_w")),
+        "dram.pj_per_byte", "vector.flop_pj", "vector.exp_pj", "multiply_pj", "accumulate_pj", "static_w",
+    ]  # fmt: skip
+    sets = [part for path in zeros for part in ("--set", f"{path}=0")]
+    code, out, err = run(capsys, "simulate", "bert-tiny", *ON, "--seq", 16, *sets)
+    assert code == 0, err
+    assert "energy: not described" in out
+    assert answer(capsys, "simulate", "bert-tiny", *ON, "--seq", 16, *sets)["total"]["energy_j"] == 0
+
+
 def test_set_reaches_every_numeric_field_of_every_platform():
     from accelsim.platforms import describe, from_mapping, names, platform
 
