@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MANY = 40
+"""Legal names are listed up to this many; of more, only the nearest."""
+
 
 class SpecError(ValueError):
     """Bad input: one line with the path, the value found there, what is legal and the nearest legal name.
@@ -28,8 +31,10 @@ class SpecError(ValueError):
         """
         choices = sorted(names)
         lowered = {name.lower(): name for name in choices}
-        close = difflib.get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.4)
-        hint = f" (nearest: {lowered[close[0]]})" if close else ""
+        close = [lowered[c] for c in difflib.get_close_matches(str(value).lower(), lowered, n=3, cutoff=0.4)]
+        if len(choices) > MANY:
+            return cls(path, value, f"one of {len(choices)} names (nearest: {', '.join(close) or 'none'})")
+        hint = f" (nearest: {close[0]})" if close else ""
         return cls(path, value, f"one of {', '.join(choices)}{hint}")
 
 

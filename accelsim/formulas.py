@@ -96,28 +96,15 @@ def pipeline_lead_cycles(dataflow: int, timing: int, rows: int) -> int:
 
 
 @atom
-def pipeline_tail_cycles(
-    dataflow: int, timing: int, rows: int, cols: int, arrays: int, instances: int, m: int, k: int, n: int
-) -> int:
-    """Cycles from the end of the last stream of the last tile (m, k, n) to its last result, less its idle interval.
+def pipeline_tail_cycles(timing: int, rows: int, cols: int, streamed: int) -> int:
+    """Cycles from the end of the last stream until its last wavefront has left the array, less its idle interval.
 
-    The last round of folds (row-major over the fold grid, `arrays` at a time) drains through the skew:
-    ws, is: R + (columns in use) - 2, for partial sums leave at the foot of the array; os: (rows in use) + (columns in
-    use) - 2. `fold_cycles` charged max(streamed, R) for that round, of which only `streamed` is spent. 0 for serial.
+    R + C - 2, whatever part of the array the last fold uses: an earlier fold may reach further. `fold_cycles` charged
+    max(streamed, R) for the last fold, of which only `streamed` is spent. 0 for serial, which charges it in each fold.
     """
     if timing == SERIAL:
         return 0
-    row_folds, col_folds, streamed = fold_grid(dataflow, rows, cols, m, k, n)
-    folds = instances * row_folds * col_folds
-    across = m if dataflow == IS else n
-    drain = 0
-    for fold in range((ceil_div(folds, arrays) - 1) * arrays, folds):
-        used_cols = last_tile(across, cols) if fold % col_folds == col_folds - 1 else cols
-        used_rows = rows
-        if dataflow == OS and (fold // col_folds) % row_folds == row_folds - 1:
-            used_rows = last_tile(m, rows)
-        drain = max(drain, used_rows + used_cols - 2)
-    return drain + streamed - max(streamed, rows)
+    return rows + cols - 2 + streamed - max(streamed, rows)
 
 
 @atom

@@ -8,6 +8,7 @@ tagged with the row it is for; they move down a row a cycle and are latched behi
 at the left, row r one cycle after row r - 1. The first element of a fold makes an element take over the latched weight.
 Partial sums move down and leave at the foot.
 Input stationary is the same grid on the transposed product.
+An op is over when its last wavefront has left the array, through elements that the last fold may not use.
 Output stationary. Inputs enter at the left, weights at the top, both skewed; each element adds up its own result. A
 column hands results out over one bus whose pointer scans all rows, one a cycle; it starts with the first result.
 """
@@ -162,8 +163,8 @@ def earliest_ws(folds: list[Fold], rows: int, cols: int):
             ), loads[-1]))  # fmt: skip
         earliest = starts[-1] if starts else 0
         starts.append(_first(lambda at: weight_stationary(folds[: f + 1], rows, cols, loads, [*starts, at]), earliest))
-    outputs, real, _ = weight_stationary(folds, rows, cols, loads, starts)
-    return outputs, real, loads, starts
+    outputs, _, physical = weight_stationary(folds, rows, cols, loads, starts)
+    return outputs, physical, loads, starts
 
 
 def earliest_os(folds: list[Fold], rows: int, cols: int):
@@ -172,8 +173,8 @@ def earliest_os(folds: list[Fold], rows: int, cols: int):
     for f in range(len(folds)):
         earliest = starts[-1] if starts else 0
         starts.append(_first(lambda at: output_stationary(folds[: f + 1], rows, cols, [*starts, at]), earliest))
-    outputs, real, _ = output_stationary(folds, rows, cols, starts)
-    return outputs, real, starts
+    outputs, _, physical = output_stationary(folds, rows, cols, starts)
+    return outputs, physical, starts
 
 
 def _length(folds: list[Fold]) -> int:

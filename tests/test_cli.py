@@ -143,6 +143,13 @@ def test_explain_gives_the_terms_behind_the_row(capsys):
             assert op in out
 
 
+def test_an_unknown_op_gets_the_nearest_names_not_all_of_them(capsys):
+    code, out, err = run(capsys, "explain", "bert-base", *ON, "--op", "encoder.layer.0.intermediate.dens")
+    assert (code, out) == (2, "")
+    assert "encoder.layer.0.intermediate.dense.linear" in err
+    assert len(err) < 400
+
+
 def test_lists_name_what_other_commands_take(capsys):
     models = run(capsys, "list", "models")[1].split()
     assert {"bert-base", "bert-large", "minilm-l6", "albert-base", "mobilebert", "electra-small"} <= set(models)

@@ -22,6 +22,7 @@ from accelsim.formulas import (
     fold_cycles,
     fold_grid,
     input_reads,
+    last_tile,
     mac_pj,
     operand_loads,
     packed_bytes,
@@ -328,14 +329,11 @@ def tile_time(p: Any, a_bits: int, w_bits: int, g: int, m: int, k: int, n: int, 
 
 @atom
 def edge_cycles(p: Any, w: Any, t: Any) -> Any:
-    """(lead, tail) cycles around the steady tiles of one op: pipeline fill and drain, and buffer latency."""
-    last_m = w.m - (ceil_div(w.m, t.tile_m) - 1) * t.tile_m
-    last_n = w.n - (ceil_div(w.n, t.tile_n) - 1) * t.tile_n
-    last_k = w.k if p.dataflow == OS else w.k - (ceil_div(w.k, t.tile_k) - 1) * t.tile_k
-    last_g = w.count - (ceil_div(w.count, t.instances) - 1) * t.instances
+    """(lead, tail) cycles around the steady tiles of one op: filling and draining the array."""
+    last_k = w.k if p.dataflow == OS else last_tile(w.k, t.tile_k)
+    streamed = fold_grid(p.dataflow, p.rows, p.cols, last_tile(w.m, t.tile_m), last_k, last_tile(w.n, t.tile_n))[2]
     lead = pipeline_lead_cycles(p.dataflow, p.fold_timing, p.rows)
-    tail = pipeline_tail_cycles(p.dataflow, p.fold_timing, p.rows, p.cols, p.arrays, last_g, last_m, last_k, last_n)
-    return lead, tail
+    return lead, pipeline_tail_cycles(p.fold_timing, p.rows, p.cols, streamed)
 
 
 @atom
