@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from accelsim.execute import execute as execute
     from accelsim.gemm import gemm_graph as gemm_graph
     from accelsim.graph import Graph as Graph
+    from accelsim.literal import bim_trace as bim_trace
+    from accelsim.literal import systolic_trace as systolic_trace
     from accelsim.mapping import Mapping as Mapping
     from accelsim.mapping import best as best
     from accelsim.platforms import Platform as Platform
@@ -43,10 +45,12 @@ _HOME = {
     "SpecError": "errors",
     "Work": "work",
     "best": "mapping",
+    "bim_trace": "literal",
     "execute": "execute",
     "gemm_graph": "gemm",
     "platform": "platforms",
     "simulate": "simulate",
+    "systolic_trace": "literal",
     "trace": "trace",
     "with_precision": "transforms.quantize",
 }

@@ -1,4 +1,4 @@
-"""Is each atom right? The stepped grid decides, in values and in cycles; hand cases for the rest."""
+"""Is each atom right? The literal array decides, in values and in cycles; hand cases for the rest."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from accelsim import formulas
+from accelsim import formulas, literal
 from accelsim.mapping import Mapping, mapping_row
 from accelsim.platforms import platform
 from accelsim.platforms.systolic import gemm_fits
 from accelsim.work import gemm, work_array
-from tests import grid
 
 BIG = {"input_buffer.capacity_bytes": 2**30, "weight_buffer.capacity_bytes": 2**30, "accumulator.capacity_bytes": 2**30}
 
@@ -28,6 +27,16 @@ def predicted(dataflow, timing, rows, cols, m, k, n, tiles):
 def operands(m, k, n, seed):
     rng = np.random.default_rng(seed)
     return rng.integers(-128, 128, (m, k)), rng.integers(-128, 128, (k, n))
+
+
+def stepped(a, b, rows, cols, dataflow, timing, tiles):
+    """(a @ b, cycles) of the literal array, tiles (m, k, n) in loop order m, n, k, the folds of a tile row-major."""
+    flow = formulas.Dataflow(dataflow)
+    cuts = [literal.cuts(slice(0, size), tile) for size, tile in zip((*a.shape, b.shape[1]), tiles, strict=True)]
+    blocks = [(m, k, n) for m in cuts[0] for n in cuts[2] for k in cuts[1]]
+    folds = [fold for block in blocks for fold in literal.cut(a, b, rows, cols, flow, *block)]
+    trace = literal.run(folds, len(a), b.shape[1], rows, cols, flow, formulas.FoldTiming(timing))
+    return trace.product, trace.cycles
 
 
 def quantum(dataflow, rows, cols):
@@ -49,10 +58,10 @@ def cases(draw):
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.integers(0, 2**31))
 @example(("os", "pipelined", 1, 3, 1, 1, 4, (1, 1, 3)), 0)  # a wide fold outlasts the narrow one behind it
-def test_grid_decides_values_and_cycles(case, seed):
+def test_literal_array_decides_values_and_cycles(case, seed):
     dataflow, timing, rows, cols, m, k, n, tiles = case
     a, b = operands(m, k, n, seed)
-    product, cycles = grid.run(a, b, rows, cols, dataflow, timing, tiles)
+    product, cycles = stepped(a, b, rows, cols, dataflow, timing, tiles)
     assert (product == a @ b).all()
     assert predicted(*case) == cycles
 
@@ -70,22 +79,24 @@ def test_serial_closed_forms_of_the_literature(dataflow):
 
 
 def test_a_fold_is_blocked_one_cycle_earlier():
-    rng = np.random.default_rng(0)
-    for streamed in (2, 3, 4, 7):
-        folds = [grid.Fold(rng.integers(-9, 9, (streamed, 3)), rng.integers(-9, 9, (3, 2))) for _ in range(2)]
-        interval = formulas.fold_cycles(formulas.WS, formulas.PIPELINED, 3, 2, streamed)
-        loads, starts = [0, 3], [3, 3 + interval]
-        grid.weight_stationary(folds, 3, 2, loads, starts)
-        with pytest.raises(grid.Hazard):
-            grid.weight_stationary(folds, 3, 2, loads, [3, 3 + interval - 1])
-        folds = [grid.Fold(rng.integers(-9, 9, (3, streamed)), rng.integers(-9, 9, (streamed, 2))) for _ in range(2)]
-        grid.output_stationary(folds, 3, 2, [0, interval])
-        with pytest.raises(grid.Hazard):
-            grid.output_stationary(folds, 3, 2, [0, interval - 1])
+    rows, cols = 3, 2
+    for dataflow in formulas.Dataflow:
+        for streamed in (2, 3, 4, 7):
+            m, k, n = {"OS": (6, streamed, 2), "WS": (streamed, 6, 2), "IS": (2, 6, streamed)}[dataflow.name]
+            a, b = operands(m, k, n, 0)
+            folds = literal.cut(a, b, rows, cols, dataflow, slice(0, m), slice(0, k), slice(0, n))
+            assert len(folds) == 2
+            interval = formulas.fold_cycles(int(dataflow), formulas.PIPELINED, rows, cols, streamed)
+            lead = formulas.pipeline_lead_cycles(int(dataflow), formulas.PIPELINED, rows)
+            loads = [0, interval] if dataflow is formulas.Dataflow.OS else [0, rows]
+            literal.step(dataflow, folds, rows, cols, loads, [lead, lead + interval])
+            loads = [0, interval - 1] if dataflow is formulas.Dataflow.OS else loads
+            with pytest.raises(literal.Hazard):
+                literal.step(dataflow, folds, rows, cols, loads, [lead, lead + interval - 1])
 
 
 def mutants():
-    """Wrong atoms, each of which the grid must reject."""
+    """Wrong atoms, each of which the literal array must reject."""
     real = formulas.fold_cycles
     tail = formulas.pipeline_tail_cycles
     return {
@@ -104,7 +115,7 @@ def mutants():
 
 
 @pytest.mark.parametrize("name", sorted(mutants()))
-def test_grid_rejects_a_wrong_atom(name, monkeypatch):
+def test_literal_array_rejects_a_wrong_atom(name, monkeypatch):
     from accelsim.platforms import systolic
 
     atom, wrong = mutants()[name]
@@ -116,7 +127,7 @@ def test_grid_rejects_a_wrong_atom(name, monkeypatch):
     for case in examples:
         dataflow, timing, rows, cols, m, k, n, tiles = case
         a, b = operands(m, k, n, 1)
-        truth[case] = grid.run(a, b, rows, cols, dataflow, timing, tiles)[1]
+        truth[case] = stepped(a, b, rows, cols, dataflow, timing, tiles)[1]
     assert all(plain(*case) == cycles for case, cycles in truth.items())
     for module in (systolic, formulas):
         if hasattr(module, atom):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "files", "work", "jit", "formulas"},
-    {"platforms", "graph", "numerics"},
+    {"platforms", "graph", "numerics", "literal"},
     {"mapping", "ops", "gemm"},
     {"simulate", "events", "sweep", "execute", "transforms", "trace", "explain", "validate", "search", "executors"},
     {"plots", "html"},

@@ -1,0 +1,111 @@
+"""Arrays in and out of the kernels: torch tensors without a copy, dtypes and sizes checked, threads shared out."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from accelsim.errors import SpecError
+from accelsim.jit import atom
+
+SPIN = "300"
+"""Rounds an idle OpenMP thread spins, some 10 us."""
+PARALLEL = threading.Lock()
+"""Held while numba's threads run: its built-in threading layer allows one parallel region at a time."""
+
+
+@functools.cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The dtype's name; numpy takes microseconds to find it, as long as a small product."""
+    return str(dtype.name)
+
+
+class Quantized(NamedTuple):
+    """8-bit values, and how many of them had to be clamped to the range of their format."""
+
+    values: np.ndarray
+    saturated: int
+
+
+def as_numpy(array: Any, name: str, dtypes: Iterable[str], dimensions: int | None = None) -> np.ndarray:
+    """The array as numpy sees it: a torch CPU tensor shares its memory, strides are kept, nothing is converted.
+
+    Raises SpecError for what is no array, has another dtype than `dtypes`, no elements, or another number of
+    dimensions.
+    """
+    if not isinstance(array, np.ndarray):
+        try:
+            array = np.asarray(array)
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise SpecError(name, type(array).__name__, f"a numpy array or a torch CPU tensor ({error})") from None
+    if dtype_name(array.dtype) not in dtypes:
+        raise SpecError(f"{name}: dtype", dtype_name(array.dtype), f"one of {', '.join(dtypes)}")
+    if dimensions is not None and array.ndim != dimensions:
+        raise SpecError(f"{name}: shape", array.shape, f"{dimensions} dimensions")
+    if array.size == 0:
+        raise SpecError(f"{name}: shape", array.shape, "every dimension >= 1")
+    found: np.ndarray = array
+    return found
+
+
+def whole_number(value: Any, name: str, low: int, high: int) -> int:
+    """The value as an int if it is an integer in [low, high]; raises SpecError otherwise."""
+    if type(value) is int and low <= value <= high:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise SpecError(name, value, f"an integer from {low} to {high}")
+    return int(value)
+
+
+def checked_threads(threads: Any) -> int:
+    """The number of threads if numba has that many; raises SpecError otherwise."""
+    if threads == 1:
+        return 1
+    import numba
+
+    return whole_number(threads, "threads", 1, int(numba.config.NUMBA_NUM_THREADS))
+
+
+@functools.cache
+def _start_threads() -> None:
+    """Start numba's threads, telling GNU OpenMP to wait for work only briefly before it lets the core go.
+
+    By default an idle thread spins for milliseconds: beside torch's own threads, on as many cores, each call would then
+    wait for the scheduler. What the user has set stays; the variable is gone again when the threads run.
+    """
+    import numba
+
+    brief = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
+    if brief:
+        os.environ["GOMP_SPINCOUNT"] = SPIN
+    try:
+        numba.get_num_threads()
+    finally:
+        if brief:
+            del os.environ["GOMP_SPINCOUNT"]
+
+
+def on_threads(threads: int, parallel: Any, *args: Any) -> Any:
+    """Result of the parallel kernel `parallel(*args)` on `threads` of numba's threads."""
+    import numba
+
+    _start_threads()
+    with PARALLEL:
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            return parallel(*args)
+        finally:
+            numba.set_num_threads(before)
+
+
+@atom
+def part_start(total: int, parts: int, index: int, step: int) -> int:
+    """Where part `index` of `parts` begins when `total` is dealt out in multiples of `step`, as evenly as possible."""
+    steps = -(-total // step)
+    return min(total, (steps * index // parts) * step)
