@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -328,36 +329,75 @@ class Validated(StrEnum):
     """What `validate` validates."""
 
     platforms = "platforms"
+    kernels = "kernels"
 
 
-@app.command(epilog="Example:\n\naccelsim validate platforms --pairs 500 --seed 0")
+VALIDATE_EPILOG = """Examples:
+
+accelsim validate kernels --out kernels.csv
+
+accelsim validate platforms --pairs 500 --seed 0
+"""
+
+
+@app.command(epilog=VALIDATE_EPILOG)
 def validate(
-    what: Annotated[Validated, typer.Argument(help="platforms: the event model against the analytic one")],
-    pairs: Annotated[int, typer.Option("--pairs", help="random (workload, platform) pairs")] = 100,
+    what: Annotated[
+        Validated,
+        typer.Argument(
+            help="kernels: the integer operators against their definitions and other engines; "
+            "platforms: the event model against the analytic one"
+        ),
+    ],
+    pairs: Annotated[int, typer.Option("--pairs", help="platforms: random (workload, platform) pairs")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="of the random draw")] = 0,
+    timed: Annotated[bool, typer.Option("--timed/--untimed", help="kernels: measure speed as well")] = True,
+    out: Annotated[Path | None, typer.Option("--out", help="kernels: write the rows: .csv or .json")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the models of time on random workloads and platforms; exit status 1 if a bound is broken."""
+    """Check what can be checked on this machine; exit status 1 if anything differs."""
+    if what is Validated.kernels:
+        rows = _validate_kernels(seed, timed, out, as_json)
+    else:
+        rows = _validate_platforms(pairs, seed, as_json)
+    if any(row["mismatches"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _tracked(rows: Iterator[dict[str, Any]], description: str, total: int | None) -> list[dict[str, Any]]:
+    """All rows, with a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
+    silent = not sys.stderr.isatty()
+    return list(track(rows, total=total, description=description, console=Console(stderr=True), disable=silent))
+
+
+def _validate_platforms(pairs: int, seed: int, as_json: bool) -> list[dict[str, Any]]:
     from accelsim.validate import platform_rows, summary
 
-    rows = list(
-        track(
-            platform_rows(pairs, seed),
-            total=pairs,
-            description="pairs",
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-    )
+    rows = _tracked(platform_rows(pairs, seed), "pairs", pairs)
+    print(json.dumps({"rows": rows}) if as_json else "\n".join(summary(rows)))
+    return rows
+
+
+def _validate_kernels(seed: int, timed: bool, out: Path | None, as_json: bool) -> list[dict[str, Any]]:
+    from accelsim_experiments import kernels
+
+    from accelsim.report import check_output
+
+    if out is not None:
+        check_output(out, dict.fromkeys((".csv", ".json")))
+    rows = _tracked(kernels.table(seed, timed), "kernels", None)
+    if out is not None:
+        kernels.save(rows, out)
     if as_json:
         print(json.dumps({"rows": rows}))
     else:
-        print("\n".join(summary(rows)))
-    if any(row["mismatches"] for row in rows):
-        raise typer.Exit(1)
+        print("\n".join([*kernels.about(), "", *kernels.text(rows)]))
+        if out is not None:
+            print(f"wrote {out}")
+    return rows
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from accelsim.errors import SpecError
 from accelsim.jit import atom
 
-SPIN = "300"
-"""Rounds an idle OpenMP thread spins, some 10 us."""
+SPIN = "10000"
+"""Rounds an idle OpenMP thread spins before it sleeps: about 0.1 ms, the time between two operators of a model."""
 PARALLEL = threading.Lock()
 """Held while numba's threads run: its built-in threading layer allows one parallel region at a time."""
 
@@ -102,6 +102,23 @@ def on_threads(threads: int, parallel: Any, *args: Any) -> Any:
             return parallel(*args)
         finally:
             numba.set_num_threads(before)
+
+
+def array_type(element: Any, dimensions: int, layout: str = "C", written: bool = False) -> Any:
+    """numba's type of an array; one that is not written to may be read-only, one of layout A has any strides."""
+    from numba import types
+
+    return types.Array(element, dimensions, layout, readonly=not written)
+
+
+def for_types(dispatcher: Any, *argument_types: Any) -> Any:
+    """The loop, compiled for these types and never for others: numba converts what fits and refuses what does not.
+
+    Left alone it would compile a version, in seconds, for each layout of an array and for read-only ones.
+    """
+    dispatcher.compile(argument_types)
+    dispatcher.disable_compile()
+    return dispatcher
 
 
 @atom

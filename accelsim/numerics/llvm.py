@@ -65,6 +65,20 @@ def _call(builder: Builder, name: str, result: Any, arguments: Sequence[Value]) 
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
 
 
+def _call_once(builder: Builder, name: str, body: Callable[[Builder, Sequence[Value]], None], arguments: Any) -> None:
+    """Call a function whose code stands once in the module, however often it is called, and is not unrolled."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        function.attributes.add("optsize")
+        inside = ir.IRBuilder(function.append_basic_block("entry"))
+        body(inside, function.args)
+        inside.ret_void()
+    builder.call(function, arguments)
+
+
 # --- four products into each int32 lane -------------------------------------------------------------------------------
 
 Dot = Callable[[Builder, Value, Value, Value], Value]
@@ -121,6 +135,7 @@ class Kernel:
 
     def __init__(
         self,
+        name: str,
         lanes: int,
         rows: tuple[int, ...],
         strips: int,
@@ -128,13 +143,14 @@ class Kernel:
         inputs: Callable[[Builder, Value], Value] = _unchanged,
         weights: Callable[[Builder, Value], Value] = _unchanged,
     ) -> None:
-        self.lanes, self.rows, self.strips, self.dot = lanes, rows, strips, dot
+        self.name, self.lanes, self.rows, self.strips, self.dot = name, lanes, rows, strips, dot
         self.inputs, self.weights = inputs, weights
 
 
-AVX512_VNNI = Kernel(16, (8, 4, 2, 1), 3, _vpdpbusd(512))
-AVX_VNNI = Kernel(8, (6, 4, 2, 1), 1, _vpdpbusd(256))
+AVX512_VNNI = Kernel("avx512_vnni", 16, (8, 4, 2, 1), 3, _vpdpbusd(512))
+AVX_VNNI = Kernel("avx_vnni", 8, (6, 4, 2, 1), 1, _vpdpbusd(256))
 AVX2 = Kernel(
+    "avx2",
     8,
     (4, 2, 1),
     1,
@@ -143,6 +159,7 @@ AVX2 = Kernel(
     weights=lambda b, v: _halves(b, v, b.ashr),
 )
 PORTABLE = Kernel(
+    "portable",
     16,
     (2, 1),
     1,
@@ -229,7 +246,7 @@ def _panel(kernel: Kernel) -> Any:
     def panel(context, rows, strips, a, row_bytes, w, strip_bytes, groups, first, c, c_row_bytes):  # type: ignore[no-untyped-def]
         """c[r, j] (int32) = first[j] + a[r, :] w[:, j] for `rows` rows and 16 x `strips` columns."""
 
-        def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
+        def body(builder: Builder, arguments: Sequence[Value]) -> None:
             count, wide, *rest = arguments
             at = dict(zip(names, rest, strict=True))
             end = builder.append_basic_block("end")
@@ -241,6 +258,9 @@ def _panel(kernel: Kernel) -> Any:
                 _rows(builder, kernel, strips, at, count)
                 builder.branch(end)
             builder.position_at_end(end)
+
+        def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
+            _call_once(builder, f"accelsim_panel_{kernel.name}", body, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 10), emit

@@ -9,13 +9,15 @@ needed only where weights have zero points.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
 from accelsim.jit import atom, kernel, parallel_kernel
-from accelsim.numerics.arrays import part_start
+from accelsim.numerics.arrays import array_type, for_types, part_start
 from accelsim.numerics.llvm import (
     copy_flipped,
     expand_weights,
@@ -26,7 +28,7 @@ from accelsim.numerics.llvm import (
     panel_portable,
     transpose_words,
 )
-from accelsim.numerics.scaling import finish_block
+from accelsim.numerics.scaling import COLUMN_TYPES, finish_block
 
 INPUT_BLOCK_BYTES = 2**18
 """Packed inputs that are multiplied by all weights before the next rows are packed: a part of a second-level cache."""
@@ -136,7 +138,7 @@ def _multiply(
         inputs = aligned(64 if in_place else min(block_rows, last_row - first_row) * row_bytes)
         packed = aligned(strips * groups * 64 if dynamic else at_once * groups * 64 if bits < 8 else 64)
         if dynamic:
-            w_sums = np.empty(strips * 16, np.int32)
+            w_sums = np.zeros(strips * 16, np.int32)
             ones = aligned(groups * 4)
             ones[:] = 1
         start = np.zeros(WIDE, np.int32)
@@ -147,6 +149,7 @@ def _multiply(
             outer, inner = pair // heads, pair % heads
             if dynamic:
                 pack_strips(b[outer, inner], packed)
+            if dynamic and a_zero != 0:
                 start[:] = 0
                 for s in range(0, strips, at_once):
                     panel(1, min(at_once, strips - s), ones.ctypes.data, 0, packed.ctypes.data + s * groups * 64,
@@ -267,3 +270,17 @@ KERNELS: dict[str, tuple[Any, Any]] = {
     "portable": (_serial_portable, _parallel_portable),
 }
 """Path -> (kernel on the calling thread, kernel on numba's threads), of the arguments of `_multiply` from a on."""
+
+_WORDS = array_type(types.int32, 1)
+_JOB = types.StarArgTuple((
+    array_type(types.uint8, 4, "A"), types.int64, types.int64,
+    array_type(types.uint8, 1), types.int64, _WORDS, _WORDS, _WORDS, array_type(types.uint8, 4, "A"),
+    array_type(types.int32, 4, written=True), array_type(types.uint8, 4, written=True), *COLUMN_TYPES,
+))  # fmt: skip
+
+
+@functools.cache
+def compiled_for(path: str, threaded: bool) -> Any:
+    """The kernel of a path, on the calling thread or on numba's, compiled once for inputs of any strides."""
+    serial, parallel = KERNELS[path]
+    return for_types(parallel, types.int64, types.int64, _JOB) if threaded else for_types(serial, _JOB)

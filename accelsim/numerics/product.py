@@ -18,7 +18,7 @@ import numpy as np
 from accelsim.errors import Infeasible, SpecError
 from accelsim.numerics.arrays import Quantized, as_numpy, checked_threads, on_threads, whole_number
 from accelsim.numerics.llvm import LANES
-from accelsim.numerics.loops import BY_BATCH, BY_ROWS, BY_STRIPS, KERNELS
+from accelsim.numerics.loops import BY_BATCH, BY_ROWS, BY_STRIPS, compiled_for
 from accelsim.numerics.paths import select
 from accelsim.numerics.scaling import Columns, Requantizer
 from accelsim.numerics.weights import INT32_MAX, PackedWeights
@@ -187,11 +187,12 @@ def _run(
     sums = np.empty(shape, np.int32) if requantizer is None else NO_SUMS_4D
     bytes_out = NO_BYTES_4D if requantizer is None else np.empty(shape, np.uint8)
     columns = NO_COLUMNS if requantizer is None else requantizer.columns(n)
-    serial, parallel = KERNELS[select(path)]
+    threads = checked_threads(threads)
+    kernel = compiled_for(select(path), threads > 1)
     arguments = (a.view(np.uint8), flip, zero, *weights, sums, bytes_out, *columns)
-    if checked_threads(threads) == 1:
-        saturated = serial(*arguments)
+    if threads == 1:
+        saturated = kernel(*arguments)
     else:
         by = BY_BATCH if batch * heads >= threads else BY_ROWS if m >= 16 * threads else BY_STRIPS
-        saturated = on_threads(threads, parallel, threads, by, *arguments)
+        saturated = on_threads(threads, kernel, threads, by, *arguments)
     return (sums if requantizer is None else bytes_out.view(requantizer.result_dtype)), int(saturated)

@@ -9,16 +9,27 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba import types
 
 from accelsim.errors import SpecError
 from accelsim.jit import atom, kernel, parallel_kernel
-from accelsim.numerics.arrays import Quantized, as_numpy, checked_threads, on_threads, part_start, whole_number
+from accelsim.numerics.arrays import (
+    Quantized,
+    array_type,
+    as_numpy,
+    checked_threads,
+    for_types,
+    on_threads,
+    part_start,
+    whole_number,
+)
 from accelsim.numerics.llvm import FINISH_HIGH, FINISH_WIDE, LANES, finish
 from accelsim.numerics.rounding import MANTISSA_BITS, MAX_SHIFT, Rounding, ScaleFormat
 
@@ -68,6 +79,10 @@ class Columns(NamedTuple):
     shift: np.ndarray
     scale: np.ndarray
     table: np.ndarray
+
+
+COLUMN_TYPES = tuple(array_type(t, 1) for t in (types.int64, types.int32, types.int32, types.float32, types.uint8))
+"""Of the fields of `Columns`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +258,12 @@ def _requantize_parallel(parts: int, sums: np.ndarray, out: np.ndarray, *columns
     return saturated
 
 
+@functools.cache
+def _compiled_for(threaded: bool) -> Any:
+    rows = (array_type(types.int32, 2), array_type(types.uint8, 2, written=True), types.StarArgTuple(COLUMN_TYPES))
+    return for_types(_requantize_parallel, types.int64, *rows) if threaded else for_types(_requantize, *rows)
+
+
 def requantize(sums: Any, requantizer: Requantizer, *, threads: int = 1) -> Quantized:
     """(8-bit values of the shape of `sums`, how many had to be clamped).
 
@@ -253,10 +274,11 @@ def requantize(sums: Any, requantizer: Requantizer, *, threads: int = 1) -> Quan
     flat = np.ascontiguousarray(array).reshape(-1, array.shape[-1] if array.ndim else 1)
     out = np.empty(flat.shape, np.uint8)
     columns = requantizer.columns(flat.shape[1])
-    if checked_threads(threads) == 1:
-        saturated = _requantize(flat, out, *columns)
+    threads = checked_threads(threads)
+    if threads == 1:
+        saturated = _compiled_for(False)(flat, out, *columns)
     else:
-        saturated = on_threads(threads, _requantize_parallel, threads, flat, out, *columns)
+        saturated = on_threads(threads, _compiled_for(True), threads, flat, out, *columns)
     return Quantized(out.view(requantizer.result_dtype).reshape(array.shape), int(saturated))
 
 
