@@ -21,8 +21,8 @@ PARALLEL = threading.Lock()
 
 @functools.cache
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """The dtype's name; numpy takes microseconds to find it, as long as a small product."""
-    return str(dtype.name)
+    """The dtype's name, of another byte order its code; numpy takes microseconds to find it, as long as a product."""
+    return str(dtype.name if dtype.isnative else dtype.str)
 
 
 class Quantized(NamedTuple):
@@ -51,6 +51,14 @@ def as_numpy(array: Any, name: str, dtypes: Iterable[str], dimensions: int | Non
         raise SpecError(f"{name}: shape", array.shape, "every dimension >= 1")
     found: np.ndarray = array
     return found
+
+
+def real_numbers(value: Any, name: str, legal: str) -> np.ndarray:
+    """The value as float64; raises SpecError with `legal` for what is no number nor an array of them."""
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, RuntimeError, ValueError):
+        raise SpecError(name, value, legal) from None
 
 
 def whole_number(value: Any, name: str, low: int, high: int) -> int:

@@ -86,9 +86,7 @@ def select(path: str | None = None) -> str:
 
     The variable is read once. Raises SpecError for a name that is unknown or that this process cannot run.
     """
-    named = path if path is not None else os.environ.get(ENVIRONMENT)
-    if not named:
-        return available()[0]
+    named = path if path is not None else os.environ.get(ENVIRONMENT) or available()[0]
     source = "path" if path is not None else ENVIRONMENT
     if named not in PATHS:
         raise SpecError.unknown(source, named, PATHS)

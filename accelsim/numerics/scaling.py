@@ -28,6 +28,7 @@ from accelsim.numerics.arrays import (
     for_types,
     on_threads,
     part_start,
+    real_numbers,
     whole_number,
 )
 from accelsim.numerics.llvm import FINISH_HIGH, FINISH_WIDE, LANES, finish
@@ -136,10 +137,10 @@ class Requantizer:
         if (seed is not None) != (mode is Rounding.STOCHASTIC):
             raise SpecError("seed", seed, "an integer with stochastic rounding, none otherwise")
         if table is not None:
-            table = as_numpy(table, "table", RANGES, 1)
+            table = as_numpy(table, "table", RANGES, 1).copy()
             if table.size != 256:
                 raise SpecError("table: shape", table.shape, "(256,)")
-        values = np.atleast_1d(np.asarray(scale, np.float64))
+        values = np.atleast_1d(real_numbers(scale, "scale", "one number, or one for each column"))
         if values.ndim != 1 or values.size == 0:
             raise SpecError("scale: shape", values.shape, "one number, or one for each column")
         multiplier, shift = fixed_point(values, kind if kind is not ScaleFormat.FLOAT32 else ScaleFormat.FIXED)

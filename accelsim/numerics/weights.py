@@ -12,7 +12,7 @@ import numpy as np
 
 from accelsim.errors import Infeasible, SpecError
 from accelsim.files import write_whole
-from accelsim.numerics.arrays import as_numpy
+from accelsim.numerics.arrays import as_numpy, real_numbers
 from accelsim.numerics.llvm import LANES
 
 WEIGHT_RANGES = {8: (-128, 127), 4: (-8, 7), 2: (-2, 1)}
@@ -50,7 +50,7 @@ class PackedWeights:
 
         name: of the layer, for error messages. Raises SpecError for a value outside `bits`, wrong shapes or dtypes.
         """
-        if bits not in WEIGHT_RANGES:
+        if not isinstance(bits, int | np.integer) or bits not in WEIGHT_RANGES:
             raise SpecError("bits", bits, f"one of {', '.join(map(str, WEIGHT_RANGES))}")
         array = as_numpy(w, f"{name}: w", ("int8",), 2)
         low, high = WEIGHT_RANGES[bits]
@@ -188,21 +188,17 @@ def _per_column(values: Any, n: int, name: str, low: int, high: int) -> np.ndarr
         raise SpecError(name, f"{array.dtype} {array.shape}", f"one integer, or {n}")
     if array.min() < low or array.max() > high:
         raise SpecError(name, int(array.min() if array.min() < low else array.max()), f"integers from {low} to {high}")
-    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), n), np.int32)
+    return np.array(np.broadcast_to(array.reshape(-1), n), np.int32)
 
 
 def _scales(values: Any, n: int, name: str) -> np.ndarray:
-    array = np.asarray(values, np.float64)
+    array = real_numbers(values, name, f"one number, or {n}")
     if array.ndim > 1 or array.size not in (1, n):
         raise SpecError(f"{name}: shape", array.shape, f"one number, or {n}")
-    bad = (
-        array[~(np.isfinite(array) & (array > 0))]
-        if array.ndim
-        else np.extract(~(np.isfinite(array) & (array > 0)), array)
-    )
+    bad = np.extract(~(np.isfinite(array) & (array > 0)), array)
     if bad.size:
         raise SpecError(name, float(bad[0]), "finite numbers > 0")
-    return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), n))
+    return np.array(np.broadcast_to(array.reshape(-1), n))
 
 
 def _bias(bias: Any, n: int, name: str) -> np.ndarray:
@@ -211,7 +207,7 @@ def _bias(bias: Any, n: int, name: str) -> np.ndarray:
     array = as_numpy(bias, name, ("int32",), 1)
     if array.size != n:
         raise SpecError(f"{name}: shape", array.shape, f"({n},)")
-    return np.ascontiguousarray(array)
+    return array.copy()
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -222,12 +218,12 @@ def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarra
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except OSError as error:
         raise SpecError(str(path), error.strerror or str(error), "a readable file") from None
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a type that numpy has not
         raise SpecError(str(path), str(error), "a complete safetensors file") from None
 
 
 def _stored_size(about: dict[str, str], key: str, path: str | os.PathLike[str]) -> int:
     text = about.get(key, "")
-    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+    if not text.isdecimal() or len(text) > 10 or not 1 <= int(text) < 2**31:
         raise SpecError(f"{path}: {key}", text, "an integer >= 1")
     return int(text)
