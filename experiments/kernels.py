@@ -19,10 +19,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelsim_experiments import rivals
+from accelsim_experiments import definitions, rivals
 
+from accelsim import numerics
 from accelsim.files import write_whole
-from accelsim.numerics import PackedWeights, Requantizer, available, gemm, gemm_requantized, matmul, requantize, select
+from accelsim.numerics import (
+    EmbeddingSum,
+    GeluPolynomial,
+    GeluTable,
+    LayerNormFixed,
+    LayerNormIBert,
+    PackedWeights,
+    Quantized,
+    Requantizer,
+    ResidualAdd,
+    SoftmaxPolynomial,
+    SoftmaxTable,
+    available,
+    gemm,
+    gemm_requantized,
+    matmul,
+    requantize,
+    select,
+)
+from accelsim.numerics.accuracy import approximation_errors
 from accelsim.numerics.paths import NOT_BUILT, PATHS, target_cpu
 from accelsim.numerics.peak import peak_ops_per_s
 
@@ -54,7 +74,7 @@ class Case:
     operator: str
     shape: tuple[int, ...]
     path: str
-    run: Callable[[], np.ndarray]
+    run: Callable[[], np.ndarray | Quantized]
     reference: Callable[[], np.ndarray]
     operations: float
     others: dict[str, Callable[[], Any]] = field(default_factory=dict)
@@ -70,19 +90,6 @@ def exact_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return product
 
 
-def rounded_quotient(product: np.ndarray, shift: np.ndarray, rounding: str) -> np.ndarray:
-    """round(product / 2^shift) of int64, from quotient and remainder: not how the kernels compute it."""
-    divisor = np.int64(1) << shift.astype(np.int64)
-    quotient, rest = np.divmod(product, divisor)
-    if rounding == "floor":
-        return quotient
-    twice = 2 * rest
-    up = twice > divisor
-    tie = (twice == divisor) & (divisor > 1)
-    up |= tie & ((quotient % 2 != 0) if rounding == "half_even" else (product > 0))
-    return quotient + up
-
-
 def requantized(sums: np.ndarray, requantizer: Requantizer) -> np.ndarray:
     """What `requantize` must give, for the integer scale formats and for float32, all but stochastic rounding."""
     rounding = requantizer.rounding.name.lower()
@@ -92,7 +99,7 @@ def requantized(sums: np.ndarray, requantizer: Requantizer) -> np.ndarray:
         y = nearest[rounding]
     else:
         product = sums.astype(np.int64) * requantizer.multiplier.astype(np.int64)
-        y = rounded_quotient(product, requantizer.shift, rounding)
+        y = definitions.rounded(product, np.int64(1) << requantizer.shift.astype(np.int64), rounding)
     clamped = np.clip(y + requantizer.zero_point, requantizer.low, requantizer.high).astype(requantizer.dtype)
     return clamped if requantizer.table is None else requantizer.table[clamped.view(np.uint8)]
 
@@ -146,7 +153,7 @@ def product_cases(path: str, rng: np.random.Generator, timed: bool) -> Iterator[
         "gemm int8 x int8, requantized, table",
         (128, 768, 3072),
         path,
-        lambda: gemm_requantized(a, packed, fused, path=path).values,
+        lambda: gemm_requantized(a, packed, fused, path=path),
         lambda: requantized(exact_product(a, w.T), fused),
         2.0 * 128 * 768 * 3072,
         is_product=True,
@@ -166,15 +173,106 @@ def requantize_cases(rng: np.random.Generator) -> Iterator[Case]:
                 f"requantize {scale_format}, {rounding}",
                 sums.shape,
                 "vectors",
-                lambda to_int8=to_int8: requantize(sums, to_int8).values,
+                lambda to_int8=to_int8: requantize(sums, to_int8),
                 lambda to_int8=to_int8: requantized(sums, to_int8),
                 float(sums.size),
             )
 
 
+SCORE_SCALE, X_SCALE, OUT_SCALE = 0.06, 0.04, 0.03
+"""Steps of the 8-bit numbers in the rows below: scores to 7.6, activations to 5.1, results of a layer norm to 3.8."""
+
+
+def row_operators(x: np.ndarray) -> Iterator[tuple[str, str, Any, Callable[..., Any], tuple[Any, ...]]]:
+    """(operator of PyTorch, method, parameters, function, its inputs) for x int8 (rows, cols)."""
+    cols = x.shape[1]
+    rng = np.random.default_rng(cols)
+    division = {"bits": 8, "levels": 255, "rounding": "half_away"}
+    yield "softmax", "table", SoftmaxTable.of(SCORE_SCALE, **division), numerics.softmax, (x,)
+    yield "softmax", "polynomial", SoftmaxPolynomial.of(SCORE_SCALE, width=32, **division), numerics.softmax, (x,)
+    norm = {"x_scale": X_SCALE, "out_scale": OUT_SCALE, "eps": 1e-12, "rounding": "half_away"}
+    gamma, beta = rng.uniform(0.5, 1.5, cols), rng.uniform(-0.5, 0.5, cols)
+    yield "layer_norm", "fixed", LayerNormFixed.of(gamma, beta, **norm), numerics.layer_norm, (x,)
+    yield "layer_norm", "i-bert", LayerNormIBert.of(gamma, beta, **norm), numerics.layer_norm, (x,)
+    fused = LayerNormFixed.of(gamma, beta, residual_scale=0.02, **norm)
+    yield "layer_norm", "fixed, residual add fused", fused, numerics.layer_norm, (x, np.roll(x, 1, 0))
+    steps = {"x_scale": X_SCALE, "out_scale": X_SCALE, "rounding": "half_away", "dtype": "int8"}
+    yield "gelu", "table", GeluTable.of(**steps), numerics.gelu, (x,)
+    yield "gelu", "polynomial", GeluPolynomial.of(width=32, kept=16, **steps), numerics.gelu, (x,)
+    both = ResidualAdd.of(x_scale=X_SCALE, y_scale=0.02, out_scale=0.05, rounding="half_away")
+    yield "add", "two scales", both, numerics.add, (x, np.roll(x, 1, 0))
+
+
+def call_of(parameters: Any, function: Callable[..., Any], inputs: tuple[Any, ...], threads: int) -> Any:
+    """A call of one row operator without arguments."""
+    if len(inputs) == 2 and function is numerics.layer_norm:
+        return lambda: function(inputs[0], parameters, residual=inputs[1], threads=threads)
+    return lambda: function(*inputs, parameters, threads=threads)
+
+
 def row_calls(x: np.ndarray, threads: int) -> dict[str, dict[str, Callable[[], Any]]]:
-    """Operator -> method -> a call of the row operators on x int8 (rows, cols)."""
-    return {}
+    """Operator of PyTorch -> method -> a call on x int8 (rows, cols)."""
+    calls: dict[str, dict[str, Callable[[], Any]]] = {}
+    for operator, method, parameters, function, inputs in row_operators(x):
+        calls.setdefault(operator, {})[method] = call_of(parameters, function, inputs, threads)
+    return calls
+
+
+def row_cases(rng: np.random.Generator, timed: bool) -> Iterator[Case]:
+    """Softmax, layer norm, GELU, residual add and embedding sum on the rows of a BERT, and on ragged ones."""
+    for shape in ((1536, 128), (512, 768), (7, 131)):
+        x = rng.integers(-128, 128, shape).astype(np.int8)
+        x[0], x[1] = -128, 127
+        for operator, method, parameters, function, inputs in row_operators(x):
+            run = call_of(parameters, function, inputs, 1)
+            reference: Callable[[], np.ndarray]
+            if operator == "softmax":
+                reference = lambda p=parameters, x=x: definitions.softmax(x, p)  # noqa: E731
+            elif operator == "layer_norm":
+                reference = lambda p=parameters, i=inputs: definitions.layer_norm(i[0], p, *i[1:])  # noqa: E731
+            elif operator == "gelu":
+                reference = lambda p=parameters, x=x: p.table[x.view(np.uint8)]  # noqa: E731
+            else:
+                reference = lambda p=parameters, i=inputs: definitions.weighted_sum(list(i), p)  # noqa: E731
+            others = rivals.rows(operator, x) if timed and shape[0] > 7 else {}
+            yield Case(f"{operator}, {method}", shape, "vectors", run, reference, float(x.size), others)
+    mask = rng.random((7, 1, 131)) < 0.7
+    mask[3] = False  # a row with everything masked
+    x = rng.integers(-128, 128, (7, 5, 131)).astype(np.int8)
+    table = SoftmaxTable.of(SCORE_SCALE, bits=8, levels=255, rounding="half_away")
+    yield Case(
+        "softmax, table, masked",
+        x.shape,
+        "vectors",
+        lambda: numerics.softmax(x, table, mask=mask),
+        lambda: definitions.softmax(x, table, mask),
+        float(x.size),
+    )
+    tables = [rng.integers(-128, 128, (size, 768)).astype(np.int8) for size in (1000, 512, 2)]
+    ids = [rng.integers(0, len(t), 512) for t in tables]
+    total = EmbeddingSum.of((0.02, 0.01, 0.005), out_scale=0.02, rounding="half_even")
+    yield Case(
+        "embedding sum",
+        (512, 768),
+        "vectors",
+        lambda: numerics.embedding_sum(ids, tables, total),
+        lambda: definitions.weighted_sum([t[i] for t, i in zip(tables, ids, strict=True)], total),
+        512.0 * 768,
+    )
+
+
+def approximation_rows() -> Iterator[dict[str, Any]]:
+    """Largest error of each approximation (`numerics.accuracy`) as rows; a mismatch where it is above its bound.
+
+    A bound that was printed to two digits is kept by an error that rounds to it.
+    """
+    for found in approximation_errors():
+        bound = found["bound"]
+        above = bound is not None and float(f"{found['error']:.1e}") > float(f"{bound:.1e}")
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        what = f"{found['operator']}, {found['method']}" + (f", in {found['unit']}" if found["unit"] else "")
+        row.update(operator=what, shape="8-bit inputs", path="", mismatches=int(above))
+        yield {**row, "max_error": found["error"], "error_bound": bound, "bound_source": found["bound_source"]}
 
 
 def cases(seed: int, timed: bool) -> Iterator[Case]:
@@ -182,6 +280,7 @@ def cases(seed: int, timed: bool) -> Iterator[Case]:
     for path in available():
         yield from product_cases(path, np.random.default_rng(seed), timed)
     yield from requantize_cases(np.random.default_rng(seed))
+    yield from row_cases(np.random.default_rng(seed), timed)
 
 
 @cache
@@ -192,7 +291,8 @@ def limit(path: str) -> float | None:
 
 def row_of(case: Case, timed: bool) -> dict[str, Any]:
     """One row of the table."""
-    result, reference = np.asarray(case.run()), case.reference()
+    result, reference = case.run(), case.reference()
+    result = result.values if isinstance(result, Quantized) else result
     wrong = int((result != reference).sum()) if result.shape == reference.shape else max(result.size, 1)
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row.update(operator=case.operator, shape="x".join(map(str, case.shape)), path=case.path, mismatches=wrong)
@@ -213,6 +313,7 @@ def table(seed: int = 0, timed: bool = True) -> Iterator[dict[str, Any]]:
     rivals.set_threads(1)
     for case in cases(seed, timed):
         yield row_of(case, timed)
+    yield from approximation_rows()
 
 
 # --- showing it -------------------------------------------------------------------------------------------------------

@@ -119,17 +119,19 @@ def attention(a: np.ndarray, b: np.ndarray, threads: int) -> dict[str, Call]:
 
 
 def rows(operator: str, x: np.ndarray) -> dict[str, Call]:
-    """PyTorch's float32 softmax, layer_norm or gelu of x (rows, cols)."""
+    """PyTorch's float32 softmax, layer_norm, gelu or add of x (rows, cols)."""
     if not installed("torch"):
         return {}
     import torch
     from torch.nn import functional
 
     values = torch.from_numpy(x.astype(np.float32) / 16)
+    other = values.flip(0)
     one, zero = torch.ones(x.shape[1]), torch.zeros(x.shape[1])
     calls: dict[str, Call] = {
         "softmax": lambda: functional.softmax(values, -1),
         "layer_norm": lambda: functional.layer_norm(values, (x.shape[1],), one, zero),
         "gelu": lambda: functional.gelu(values),
+        "add": lambda: values + other,
     }
     return {"torch float32": calls[operator]}

@@ -201,31 +201,43 @@ def mismatches(path=None):
     found["weight zero points"] = int((got != exact_gemm(a, zeros, 131)).sum())
     biased = w.with_bias(rng.integers(-1000, 1000, 70, dtype=np.int32))
     found["bias"] = int((numerics.gemm(a, biased, path=path) != exact_gemm(a, biased)).sum())
-    for name, transpose in (("k by n", False), ("n by k", True)):
+    for name, transpose, zero in (("k by n", False, 0), ("n by k", True, -7)):
         b = rng.integers(-128, 128, (2, 67, 70), dtype=np.int8)
         right = np.ascontiguousarray(b.swapaxes(1, 2)) if transpose else b
-        got = numerics.matmul(a, right, transpose_b=transpose, a_zero_point=3, b_zero_point=-7, path=path)
-        found[f"activations {name}"] = int((got != exact(a, b, 3, -7)).sum())
+        got = numerics.matmul(a, right, transpose_b=transpose, a_zero_point=3, b_zero_point=zero, path=path)
+        found[f"activations {name}"] = int((got != exact(a, b, 3, zero)).sum())
     # with weights 1, 0, 0, 0 a sum is the input itself: the fused kernel meets every tie of the scales below
     one = PackedWeights.pack(np.eye(1, 4, dtype=np.int8), bits=8)
     inputs = np.zeros((256, 4), np.int8)
     inputs[:, 0] = np.arange(-128, 128)
     sums = exact_gemm(inputs, one)
-    for scale_format, scale in (("float32", 0.75), ("fixed", 0.75), ("fixed", 2.0**-3), ("power_of_two", 0.5)):
+    for kind, scale_format, scale in (("real", "float32", 0.75), ("wide", "fixed", 0.75), ("high", "fixed", 2.0**-3)):
         for rounding in ROUNDINGS:
             seed = 5 if rounding == "stochastic" else None
-            r = Requantizer.of(
-                scale, scale_format=scale_format, rounding=rounding, dtype="int8", zero_point=3, high=60, seed=seed
-            )
+            choice = {"rounding": rounding, "dtype": "int8", "zero_point": 3, "low": -60, "high": 10, "seed": seed}
+            r = Requantizer.of(scale, scale_format=scale_format, **choice)
             got, clamped = numerics.gemm_requantized(inputs, one, r, path=path)
             want, outside = requantized(sums, r)
-            found[f"{scale_format} {scale} {rounding}"] = int((got != want).sum())
-            found[f"{scale_format} {scale} {rounding} clamped"] = abs(clamped - outside)
-    table = rng.integers(0, 256, 256, dtype=np.uint8)
-    r = Requantizer.of(0.01, scale_format="fixed", rounding="half_even", dtype="int8", table=table)
-    got, _ = numerics.gemm_requantized(a, w, r, path=path)
-    found["table"] = int((got != requantized(exact_gemm(a, w), r)[0]).sum())
+            found[f"{kind} {rounding}"] = int((got != want).sum())
+            if rounding == "floor":
+                found[f"{kind} clamped"] = abs(clamped - outside)
+    sums = exact_gemm(a, w)
+    scales = rng.uniform(1e-3, 1e-2, 70)
+    for name, table in (("scales", None), ("table", rng.integers(0, 256, 256, dtype=np.uint8))):
+        r = Requantizer.of(scales, scale_format="fixed", rounding="floor", dtype="int8", table=table)
+        got, _ = numerics.gemm_requantized(a, w, r, path=path)
+        found[name] = int((got != requantized(sums, r)[0]).sum())
     return found
+
+
+def wrong_on_threads(seed, threads):
+    """Number of wrong elements of a few products: a job for a pool of threads or processes."""
+    rng = np.random.default_rng(seed)
+    wrong = 0
+    for m, k, n in ((37, 64, 80), (5, 67, 33), (64, 200, 100)):
+        w, a = weights(rng, n, k, 8, biased=True), numbers(rng, "int8", (m, k))
+        wrong += int((numerics.gemm(a, w, threads=threads) != exact_gemm(a, w)).sum())
+    return wrong
 
 
 # --- other processes --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from accelsim import cli
@@ -161,6 +163,42 @@ def test_validate_platforms_reports_its_rows(capsys):
     rows = answer(capsys, "validate", "platforms", "--pairs", 5)["rows"]
     assert len(rows) == 5
     assert all(row["mismatches"] == 0 and row["analytic"] > 0 for row in rows)
+
+
+def test_validate_kernels_prints_json_and_csv(capsys, tmp_path):
+    from accelsim.numerics import available
+
+    file = tmp_path / "kernels.csv"
+    rows = answer(capsys, "validate", "kernels", "--untimed", "--out", file)["rows"]
+    assert all(row["mismatches"] == 0 for row in rows)
+    assert {row["path"] for row in rows} >= set(available())
+    operators = " ".join(row["operator"] for row in rows)
+    wanted = ("x int8", "x int4", "x int2", "requantize", "softmax", "layer_norm", "gelu", "add", "embedding", "exp")
+    assert all(word in operators for word in wanted)
+    with file.open(newline="") as lines:
+        assert [row["operator"] for row in csv.DictReader(lines)] == [row["operator"] for row in rows]
+
+
+def test_validate_kernels_fails_on_a_wrong_kernel(capsys, monkeypatch):
+    from accelsim_experiments import kernels
+
+    right = kernels.requantize
+    monkeypatch.setattr(kernels, "available", lambda: ())
+
+    def off_by_one_column(sums, requantizer):
+        values, _ = right(sums, requantizer)
+        return np.roll(values, 1, -1)
+
+    monkeypatch.setattr(kernels, "requantize", off_by_one_column)
+    code, out, _ = run(capsys, "validate", "kernels", "--untimed")
+    assert code == 1
+    assert " 0 mismatches" not in out
+
+
+def test_validate_kernels_refuses_another_suffix(capsys):
+    code, out, err = run(capsys, "validate", "kernels", "--untimed", "--out", "kernels.xlsx")
+    assert (code, out) == (2, "")
+    assert ".csv" in err
 
 
 def test_help_shows_examples(capsys):

@@ -17,6 +17,8 @@ SPIN = "10000"
 """Rounds an idle OpenMP thread spins before it sleeps: about 0.1 ms, the time between two operators of a model."""
 PARALLEL = threading.Lock()
 """Held while numba's threads run: its built-in threading layer allows one parallel region at a time."""
+COMPILING = threading.Lock()
+"""Held while a loop is compiled, so that of two threads that need it first one waits for the other."""
 
 
 @functools.cache
@@ -105,6 +107,8 @@ def on_threads(threads: int, parallel: Any, *args: Any) -> Any:
     _start_threads()
     with PARALLEL:
         before = numba.get_num_threads()
+        if before == threads:  # the usual case; setting it costs as much as a small kernel
+            return parallel(*args)
         numba.set_num_threads(threads)
         try:
             return parallel(*args)
@@ -124,8 +128,10 @@ def for_types(dispatcher: Any, *argument_types: Any) -> Any:
 
     Left alone it would compile a version, in seconds, for each layout of an array and for read-only ones.
     """
-    dispatcher.compile(argument_types)
-    dispatcher.disable_compile()
+    with COMPILING:
+        if not dispatcher.overloads:
+            dispatcher.compile(argument_types)
+            dispatcher.disable_compile()
     return dispatcher
 
 

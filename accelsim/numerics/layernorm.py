@@ -7,8 +7,9 @@
     >>> layer_norm(np.array([[10, 20, 30, 40]], np.int8), norm)
     Quantized(values=array([[-67, -22,  22,  67]], dtype=int8), saturated=0)
 
-The stages are FQ-BERT's (arXiv:2103.02800, section III-B): add and mean; subtract and variance; multiply and add. The
-paper gives their order and the 8 bits of the parameters; widths and roundings inside are ours:
+The stages are those of FQ-BERT's LN core (arXiv:2103.02800, section III-A): two vectors with two scales in, one vector
+and its mean out; subtract, variance; multiply element by element. Parameters have 8 bits (II-B). The paper is silent on
+the widths and roundings inside and on the square root; these are ours:
 
     h_i = 128 x_i, or with a residual A(x_i) + A(y_i), A(v) = floor((128 v m + 2^14) / 2^15)      aligned, 16 bits
     mu = floor((2 sum h + n) / (2 n))                                                          the mean, to the nearest
@@ -24,18 +25,22 @@ half_even are the same rounding.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numba
 import numpy as np
+from numba import types
 
 from accelsim.errors import SpecError
 from accelsim.jit import atom, kernel, parallel_kernel
-from accelsim.numerics.arrays import Quantized, checked_threads, on_threads, part_start
+from accelsim.numerics.arrays import Quantized, array_type, checked_threads, for_types, on_threads, part_start
+from accelsim.numerics.rounding import Rounding
 from accelsim.numerics.rowcode import (
+    BLOCK_ROWS,
     BYTES_FLOOR,
     BYTES_NEAREST,
     NORMALIZED_ROWS,
@@ -44,28 +49,18 @@ from accelsim.numerics.rowcode import (
     aligned_moments,
     bit_length,
     byte_moments,
+    copy_bytes,
     normalize,
 )
-from accelsim.numerics.rounding import Rounding
-from accelsim.numerics.rows import check_out, contiguous_rows, positive, row_at
-from accelsim.numerics.scaling import spelled
+from accelsim.numerics.rows import check_out, contiguous_rows, deterministic, positive, row_at
 
 MAX_COLS = 2**15
 """Columns up to which V < 2^46; the sums of a row are far from the end of their int32 lanes."""
 UNIT = 3 * 2**12
 """|u| of a row that has one element off the mean: what leaves room for the bias within 2^14."""
+NUMERATOR = UNIT * 2**15
 MAX_BIAS = 2**12 - 1
 MAX_GAIN = 2**14 - 1
-BLOCK_ROWS = 16
-"""Rows between one stage and the next."""
-
-
-class Columns(NamedTuple):
-    """The columns' parameters as the kernels read them: int16, padded with zeros to a multiple of 64."""
-
-    gain: np.ndarray
-    bias: np.ndarray
-    offset: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +90,7 @@ class _LayerNorm:
         rounding: Any,
         residual_scale: Any,
     ) -> Self:
-        mode = spelled(Rounding, rounding, "rounding")
-        if mode is Rounding.STOCHASTIC:
-            raise SpecError("rounding", rounding, "half_away, half_even or floor")
+        mode = deterministic(rounding)
         n = gamma.size
         step, step_out = positive(x_scale, "x_scale"), positive(out_scale, "out_scale")
         unit, x_multiplier, residual_multiplier = step / 128, 0, 0
@@ -107,7 +100,7 @@ class _LayerNorm:
             x_multiplier, residual_multiplier = (round(2**14 * s / max(step, other)) for s in (step, other))
             if min(x_multiplier, residual_multiplier) == 0:
                 raise SpecError("residual_scale", residual_scale, f"within a factor of 2^14 of x_scale, {x_scale}")
-        epsilon = max(1, round(n * positive(eps, "eps") / unit / unit))
+        epsilon = max(1, round(n * (positive(eps, "eps") if eps else 0.0) / unit / unit))
         if epsilon >= 2**45:
             raise SpecError("eps", eps, f"below {2**45 * unit * unit / n}, for n x eps to fit 45 bits")
         # y = gamma sqrt(n) u / (UNIT out_scale) + beta / out_scale
@@ -120,8 +113,8 @@ class _LayerNorm:
             raise SpecError("beta / out_scale", float(np.abs(wanted).max()), "at most 2^14 - 1")
         offset = np.rint(wanted)
         bias = np.clip(np.rint((wanted - offset) * 2**15 / gain), -MAX_BIAS, MAX_BIAS)
-        parts = (a.astype(np.int16) for a in (gain, bias, offset))
-        return cls(*parts, epsilon, x_multiplier, residual_multiplier, mode)
+        words = [a.astype(np.int16) for a in (gain, bias, offset)]
+        return cls(words[0], words[1], words[2], epsilon, x_multiplier, residual_multiplier, mode)
 
     @property
     def cols(self) -> int:
@@ -129,15 +122,15 @@ class _LayerNorm:
         return int(self.gain.size)
 
     @cached_property
-    def columns(self) -> Columns:
-        """The kernels' view: gains doubled for floor, offsets raised by 128 so that results are unsigned."""
+    def columns(self) -> np.ndarray:
+        """(3, n up to a multiple of 64) int16, the kernels' view: gain, doubled for floor; bias; offset + 128."""
         width = -(-self.cols // 64) * 64
         padded = np.zeros((3, width), np.int16)
         padded[0, : self.cols] = self.gain * (2 if self.rounding is Rounding.FLOOR else 1)
         padded[1, : self.cols] = self.bias
         padded[2] = 128
         padded[2, : self.cols] += self.offset
-        return Columns(*padded)
+        return padded
 
     @cached_property
     def plan(self) -> np.ndarray:
@@ -148,7 +141,7 @@ class _LayerNorm:
 
 
 class LayerNormFixed(_LayerNorm):
-    """Layer norm with 8-bit fixed-point gamma and beta, as FQ-BERT's core has them (arXiv:2103.02800, section II-B)."""
+    """Layer norm with 8-bit fixed-point gamma and beta, as FQ-BERT has them (arXiv:2103.02800, section II-B)."""
 
     @classmethod
     def of(
@@ -180,8 +173,8 @@ class LayerNormFixed(_LayerNorm):
 class LayerNormIBert(_LayerNorm):
     """Layer norm with gamma and beta as they are, folded into 15-bit gains; the square root is I-BERT's.
 
-    I-BERT (arXiv:2101.01321, section 3.5) takes floor(sqrt) by Newton's iteration, exactly, and divides by it. Its code
-    keeps 32 bits where this keeps 16.
+    I-BERT (arXiv:2101.01321, section 3.6, algorithm 4) takes floor(sqrt(n)) by Newton's iteration, which is what D is,
+    and divides by it. The authors' code multiplies by floor(2^31 / D) in 32 bits where this has R and 16 bits.
     """
 
     @classmethod
@@ -228,106 +221,131 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 @atom
 def norm_and_reciprocal(squares: int) -> tuple[int, int, int]:
-    """(e, D, R) of V = squares, 1 <= V < 2^46: V 4^e < 2^30 where that is possible, D = floor(sqrt(V 4^e)), R = 3 2^27 / D.
+    """(e, D, R) of V = squares, 1 <= V < 2^46: as in the head of this file, D = floor(sqrt(V 4^e)), R = 3 2^27 / D.
 
     Newton's iteration for y = 1 / sqrt(w), y' = y (3 - w y^2) / 2, w in [1/4, 1) by a shift of V, from the linear
-    estimate 2.1327 - 1.2187 w, 9 % off at most. An error eps becomes 1.5 eps^2: 1.2 %, 0.02 %, 6e-8 after three steps.
-    So D is at most one too small, and 3 2^27 / D four: comparisons with V and 3 2^27 make both exact.
+    estimate 2.1327 - 1.2187 w, 9 % off at most. An error eps becomes 1.5 eps^2: 1.2 %, 0.02 %, 6e-8 after three steps,
+    and what shifts cut off is made good by 8 units. So y is not too large, D at most one too small and 3 2^27 / D four:
+    comparisons with V and 3 2^27 make both exact.
     """
     bits = bit_length(squares)
     e = max((30 - bits) >> 1, 0)
     whole = squares << (2 * e)
     half_bits = (bit_length(whole) + 1) >> 1
-    w = (whole << 16) >> (2 * half_bits - 16)  # 2^32 w; whole < 2^46
-    y = 2289969166 - ((w * 319475) >> 20)  # 2^30 y
-    for _ in range(3):
-        y = (y * (3 * 2**28 - ((w * ((y * y) >> 32)) >> 32))) >> 29
+    w = (whole << 16) >> (2 * half_bits - 16)  # 2^32 w; whole is in [2^28, 2^46)
+    y = 2289969188 - ((w * 319475) >> 20)  # 2^30 y
+    y = (y * (3 * 2**28 - ((w * ((y * y) >> 32)) >> 32))) >> 29
+    y = (y * (3 * 2**28 - ((w * ((y * y) >> 32)) >> 32))) >> 29
+    y = (y * (3 * 2**28 - ((w * ((y * y) >> 32)) >> 32))) >> 29
     y -= 8
     root = ((w * y) >> 32) >> (30 - half_bits)
     root += np.int64((root + 1) * (root + 1) <= whole)
-    quotient = (3 * 2**27 * y) >> (30 + half_bits)
-    rest = 3 * 2**27 - quotient * root
-    for _ in range(4):
-        more = np.int64(rest >= root)
-        quotient += more
-        rest -= more * root
+    quotient = (NUMERATOR * y) >> (30 + half_bits)
+    rest = NUMERATOR - quotient * root
+    for times in range(1, 5):
+        quotient += np.int64(rest >= times * root)
     return e, root, quotient
 
 
 @atom
-def _constants(sums: np.ndarray, rows: np.ndarray, count: int, n: int, unit: int, epsilon: int) -> None:
-    """(unit, center, factor) of `rowcode.normalize` for each row, from sum and sum of squares of x, h = unit x.
+def _constants(sums: np.ndarray, rows: np.ndarray, n: int, unit: int, epsilon: int) -> None:
+    """unit, center, factor of `rowcode.normalize` into rows (3, 16), from sums (2, 16) of x and x^2, h = unit x.
 
     The division by 2 n, of a number below 2^16 n, is by a multiplication with 2^48 / (2 n), rounded up: the error stays
     below 2^16 n / 2^48 <= 1 / (2 n).
     """
     inverse = (2**48 + 2 * n - 1) // (2 * n)
-    for r in range(count):
-        total, squares = sums[r, 0] * unit, sums[r, 1] * unit * unit
+    plain, products = sums[0], sums[1]
+    units, centers, factors = rows[0], rows[1], rows[2]
+    for r in range(BLOCK_ROWS):
+        total, squares = plain[r] * unit, products[r] * unit * unit
         mean = (((2 * total + n + (n << 15)) * inverse) >> 48) - 2**14
         e, _, factor = norm_and_reciprocal(squares - 2 * mean * total + n * mean * mean + epsilon)
-        rows[r, 0] = unit << e
-        rows[r, 1] = mean << e
-        rows[r, 2] = factor
+        units[r] = unit << e
+        centers[r] = mean << e
+        factors[r] = factor
 
 
 @atom
-def _layer_norm_rows(
-    first: int, last: int, plan: np.ndarray, gain: np.ndarray, bias: np.ndarray, offset: np.ndarray,
-    x: np.ndarray, y: np.ndarray, out: np.ndarray
+def _stages(
+    first: int, last: int, n: int, width: int,
+    sums: np.ndarray, rows: np.ndarray, staged: np.ndarray, words: np.ndarray, finished: np.ndarray,
+    x_at: int, y_at: int, out_at: int, columns_at: int, code: int, epsilon: int, x_multiplier: int, y_multiplier: int,
 ) -> int:  # fmt: skip
-    """Rows first to last - 1 of x, y (rows, n) into out; y is (1, n) and not read where there is no residual."""
-    n, width = x.shape[1], gain.size
+    """Rows first to last - 1 through the three stages, 16 at a time; the arrays are scratch space."""
     blocks = width // 64
-    residual = plan[3] > 0
-    sums, rows = np.zeros((BLOCK_ROWS, 2), np.int64), np.zeros((BLOCK_ROWS, 3), np.int64)
-    staged = np.zeros((2 if residual else BLOCK_ROWS, width), np.int8)
-    words = np.empty((BLOCK_ROWS if residual else 1, width), np.int16)
-    finished = np.empty((NORMALIZED_ROWS, width), np.int8)
+    # each .ctypes counts references: once, not row by row
+    sums_at, rows_at, staged_at = sums.ctypes.data, rows.ctypes.data, staged.ctypes.data
+    words_at, finished_at = words.ctypes.data, finished.ctypes.data
     saturated = 0
     for top in range(first, last, BLOCK_ROWS):
         count = min(BLOCK_ROWS, last - top)
         for r in range(count):
-            if residual:
-                aligned_moments(row_at(x, top + r, staged, 0), row_at(y, top + r, staged, 1), blocks, plan[2], plan[3],
-                                words[r].ctypes.data, sums[r].ctypes.data)  # fmt: skip
+            if y_multiplier:
+                a = row_at(x_at, n, top + r, staged_at, width, 0)
+                b = row_at(y_at, n, top + r, staged_at, width, 1)
+                aligned_moments(a, b, blocks, x_multiplier, y_multiplier, words_at + 2 * width * r, sums_at + 8 * r)
             else:
-                byte_moments(row_at(x, top + r, staged, r), blocks, sums[r].ctypes.data)
-        _constants(sums, rows, count, n, 1 if residual else 128, plan[1])
-        source, source_row_bytes = words.ctypes.data, 2 * width
-        if not residual:
-            source, source_row_bytes = (x[top].ctypes.data, n) if n == width else (staged.ctypes.data, width)
+                byte_moments(row_at(x_at, n, top + r, staged_at, width, r), blocks, sums_at + 8 * r)
+        _constants(sums, rows, n, 1 if y_multiplier else 128, epsilon)
+        source, source_row_bytes = words_at, 2 * width
+        if not y_multiplier:
+            source, source_row_bytes = (x_at + top * n if n == width else staged_at), width
         for r in range(0, count, NORMALIZED_ROWS):
             height = min(NORMALIZED_ROWS, count - r)
-            target = out[top + r].ctypes.data if n == width else finished.ctypes.data
-            saturated += normalize(plan[0], height, source + r * source_row_bytes, source_row_bytes, blocks,
-                                   rows[r].ctypes.data, gain.ctypes.data, bias.ctypes.data, offset.ctypes.data,
-                                   target, width)  # fmt: skip
+            row_in, row_out = source + r * source_row_bytes, out_at + (top + r) * n
+            saturated += normalize(code, height, row_in, source_row_bytes, blocks, rows_at + 8 * r, columns_at,
+                                   2 * width, row_out if n == width else finished_at, width)  # fmt: skip
             if n != width:
                 for i in range(height):
-                    out[top + r + i] = finished[i, :n]
+                    copy_bytes(finished_at + i * width, row_out + i * n, n)
     return saturated
+
+
+@atom
+def _part(part: int, parts: int, count: int, n: int, width: int, *job: int) -> int:
+    """Part `part` of `parts` of `count` rows, with its own scratch space."""
+    first, last = part_start(count, parts, part, NORMALIZED_ROWS), part_start(count, parts, part + 1, NORMALIZED_ROWS)
+    staged = np.zeros((BLOCK_ROWS, width if n < width else 1), np.int8)
+    finished = np.empty((NORMALIZED_ROWS, width if n < width else 1), np.int8)
+    words = np.empty((BLOCK_ROWS, width if job[-1] else 1), np.int16)
+    sums, rows = np.zeros((2, BLOCK_ROWS), np.int64), np.empty((3, BLOCK_ROWS), np.int64)
+    return _stages(first, last, n, width, sums, rows, staged, words, finished, *job)
+
+
+@atom
+def _job(plan: np.ndarray, columns: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray) -> tuple[int, ...]:
+    """The arguments of `_part` from `count` on."""
+    return (x.shape[0], x.shape[1], columns.shape[1], x.ctypes.data, y.ctypes.data, out.ctypes.data,
+            columns.ctypes.data, plan[0], plan[1], plan[2], plan[3])  # fmt: skip
 
 
 @kernel
-def _layer_norm(*job: Any) -> int:
-    return _layer_norm_rows(0, job[4].shape[0], *job)
+def _layer_norm(plan: np.ndarray, columns: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray) -> int:
+    return _part(0, 1, *_job(plan, columns, x, y, out))
 
 
 @parallel_kernel
-def _layer_norm_parallel(parts: int, *job: Any) -> int:
+def _layer_norm_parallel(
+    parts: int, plan: np.ndarray, columns: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray
+) -> int:
+    job = _job(plan, columns, x, y, out)
     saturated = 0
-    rows = job[4].shape[0]
     for part in numba.prange(parts):
-        first, last = part_start(rows, parts, part, BLOCK_ROWS), part_start(rows, parts, part + 1, BLOCK_ROWS)
-        if first < last:
-            saturated += _layer_norm_rows(first, last, *job)
+        saturated += _part(part, parts, *job)
     return saturated
+
+
+@functools.cache
+def _compiled(threaded: bool) -> Any:
+    rows = [array_type(types.int8, 2, written=written) for written in (False, False, True)]
+    arrays = (array_type(types.int64, 1), array_type(types.int16, 2), *rows)
+    return for_types(_layer_norm_parallel, types.int64, *arrays) if threaded else for_types(_layer_norm, *arrays)
 
 
 def layer_norm(
     x: Any,
-    norm: LayerNormFixed | LayerNormIBert,
+    parameters: LayerNormFixed | LayerNormIBert,
     *,
     residual: Any = None,
     threads: int = 1,
@@ -336,14 +354,14 @@ def layer_norm(
     """(int8 of the shape of x, how many had to be clamped): layer norm of x, or of x + residual, over the last axis.
 
     x, residual: int8 (..., n) of one shape; what is not contiguous is copied once. A row of equal elements gives beta.
-    out: a contiguous array to write to. Raises SpecError for another n than that of `norm`, and for a residual where
-    `norm` has no scale for it or none where it has.
+    out: a contiguous array to write to. Raises SpecError for another n than that of the parameters, for a residual
+    where they have no scale for it, and for none where they have.
     """
     rows, shape = contiguous_rows(x, "x", ("int8",))
-    if rows.shape[1] != norm.cols:
-        raise SpecError("x: shape", shape, f"(..., {norm.cols})")
-    second = rows[:1]
-    if (residual is None) != (norm.residual_multiplier == 0):
+    if rows.shape[1] != parameters.cols:
+        raise SpecError("x: shape", shape, f"(..., {parameters.cols})")
+    second = rows
+    if (residual is None) != (parameters.residual_multiplier == 0):
         legal = "an array, as the parameters have a residual_scale"
         raise SpecError("residual", type(residual).__name__, legal if residual is None else "None: no residual_scale")
     if residual is not None:
@@ -351,9 +369,13 @@ def layer_norm(
         if second_shape != shape:
             raise SpecError("residual: shape", second_shape, f"that of x, {shape}")
     result = check_out(out, shape, "int8")
-    job = (norm.plan, *norm.columns, rows, second, result.reshape(rows.shape))
-    if checked_threads(threads) == 1:
-        saturated = _layer_norm(*job)
-    else:
-        saturated = on_threads(threads, _layer_norm_parallel, threads, *job)
-    return Quantized(result, int(saturated))
+    job = (
+        parameters.plan,
+        parameters.columns,
+        rows,
+        second,
+        result if result.ndim == 2 else result.reshape(rows.shape),
+    )
+    threads = checked_threads(threads)
+    saturated = _compiled(False)(*job) if threads == 1 else on_threads(threads, _compiled(True), threads, *job)
+    return Quantized(result, saturated)

@@ -7,11 +7,13 @@ generic code that computes the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from accelsim.numerics.llvm import (
@@ -42,6 +44,8 @@ WORDS, HALF_WORDS = _vector(I16, 32), _vector(I16, 16)
 LONGS = _vector(I64, 8)
 TOP_BIT = -128
 """A byte with this bit flipped turns from signed to unsigned."""
+BLOCK_ROWS = 16
+"""Rows between one stage of a row operator and the next: what is known of each stands in arrays of this length."""
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
@@ -181,6 +185,12 @@ def _clamped_bytes(builder: Builder, words: list[Value]) -> Value:
     return _join(b, *clamped)
 
 
+def _lower_bytes(builder: Builder, words: list[Value]) -> Value:
+    """The lower bytes of two vectors of words, as 64 bytes in order."""
+    low, high = (builder.bitcast(w, ROW) for w in words)
+    return _pick(builder, low, high, range(0, 128, 2))
+
+
 def _outside(builder: Builder, words: list[Value]) -> Value:
     """How many words are not in 0 ... 255, as int64."""
     b, count = builder, _constant(0)
@@ -190,7 +200,7 @@ def _outside(builder: Builder, words: list[Value]) -> Value:
     return count
 
 
-def _switch(builder: Builder, value: Value, cases: dict[int, Callable[[], Value]]) -> Value:
+def _switch(builder: Builder, value: Value, cases: Mapping[int, Callable[[], Value]]) -> Value:
     """int64: the result of the case whose number `value` is, 0 if none is."""
     b = builder
     end = b.append_basic_block("end")
@@ -213,7 +223,7 @@ def _at(builder: Builder, base: Value, index: Value, step: int) -> Value:
     return builder.add(base, builder.mul(index, _constant(step)))
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def bit_length(context, n):  # type: ignore[no-untyped-def]
     """Bits of n >= 0: the smallest b with n < 2^b."""
 
@@ -222,6 +232,19 @@ def bit_length(context, n):  # type: ignore[no-untyped-def]
         return builder.sub(_constant(64), zeros)
 
     return types.int64(types.int64), emit
+
+
+@intrinsic
+def copy_bytes(context, source, target, count):  # type: ignore[no-untyped-def]
+    """Copies `count` bytes to an address that does not overlap."""
+
+    def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
+        source, target, count = arguments
+        pointers = [builder.inttoptr(address, I8.as_pointer()) for address in (target, source)]
+        cgutils.raw_memcpy(builder, *pointers, count, 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), emit
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
@@ -236,9 +259,9 @@ def _masked(builder: Builder, mask: Value, values: Value, otherwise: Value) -> V
     return builder.or_(builder.and_(mask, values), builder.and_(builder.not_(mask), otherwise))
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def row_maximum(context, source, mask, blocks):  # type: ignore[no-untyped-def]
-    """The largest of 64 `blocks` signed bytes, of those whose mask byte is 1; -128 if there is none. mask: 0 is none."""
+    """The largest of 64 `blocks` signed bytes, or -128: of those whose byte at `mask` is 1, of all if mask is 0."""
 
     def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
         b = builder
@@ -255,12 +278,12 @@ def row_maximum(context, source, mask, blocks):  # type: ignore[no-untyped-def]
             return b.sext(_call(b, "llvm.vector.reduce.smax.v64i8", I8, [largest]), I64)
 
         there = b.zext(b.icmp_signed("!=", mask, _constant(0)), I64)
-        return _switch(b, there, {0: lambda: loop(False), 1: lambda: loop(True)})
+        return _switch(b, there, {0: partial(loop, False), 1: partial(loop, True)})
 
     return types.int64(types.intp, types.intp, types.intp), emit
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def exponentials(  # type: ignore[no-untyped-def]
     context, source, mask, blocks, largest, low_table, high_table, low, high
 ):
@@ -293,16 +316,12 @@ def exponentials(  # type: ignore[no-untyped-def]
 
         flags = [b.zext(b.icmp_signed("!=", v, _constant(0)), I64) for v in (high_table, mask)]
         case = b.add(b.shl(flags[0], _constant(1)), flags[1])
-        return _switch(
-            b,
-            case,
-            {
-                0: lambda: loop(False, False),
-                1: lambda: loop(False, True),
-                2: lambda: loop(True, False),
-                3: lambda: loop(True, True),
-            },
-        )
+        cases = {
+            2 * wide + with_mask: partial(loop, wide, with_mask)
+            for wide in (False, True)
+            for with_mask in (False, True)
+        }
+        return _switch(b, case, cases)
 
     return types.int64(*[types.intp] * 8), emit
 
@@ -320,7 +339,7 @@ def _quotient_words(builder: Builder, numerator: Value, factor: tuple[Value, Val
     return b.select(b.icmp_unsigned("<", total, carried_in), b.add(high, _all(WORDS, 1)), high)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def divide(  # type: ignore[no-untyped-def]
     context, rounding, low, high, blocks, above, below, shift, target
 ):
@@ -364,9 +383,9 @@ def divide(  # type: ignore[no-untyped-def]
         with_upper = b.zext(b.icmp_signed("!=", high, _constant(0)), I64)
         case = b.add(b.shl(rounding, _constant(1)), with_upper)
         cases = {
-            2 * mode + wide: lambda wide=bool(wide), mode=mode: loop(wide, mode)
+            2 * mode + wide: partial(loop, wide, mode)
             for mode in (HALF_AWAY, HALF_EVEN, FLOOR)
-            for wide in (0, 1)
+            for wide in (False, True)
         }
         return _switch(b, case, cases)
 
@@ -376,9 +395,9 @@ def divide(  # type: ignore[no-untyped-def]
 # --- layer norm -------------------------------------------------------------------------------------------------------
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def byte_moments(context, source, blocks, sums):  # type: ignore[no-untyped-def]
-    """Puts the sum of 64 `blocks` signed bytes and that of their squares, int64, to addresses sums and sums + 8."""
+    """Puts the sum of 64 `blocks` signed bytes to address `sums`, that of their squares to `sums` + 128; int64."""
 
     def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
         b = builder
@@ -393,13 +412,13 @@ def byte_moments(context, source, blocks, sums):  # type: ignore[no-untyped-def]
         total = b.sub(plain, b.shl(blocks, _constant(13)))  # every one of 64 bytes was raised by 128
         squares = b.sub(products, b.shl(total, _constant(7)))
         _store(b, total, target)
-        _store(b, squares, b.add(target, _constant(8)))
+        _store(b, squares, b.add(target, _constant(8 * BLOCK_ROWS)))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), emit
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def aligned_moments(  # type: ignore[no-untyped-def]
     context, x, y, blocks, x_multiplier, y_multiplier, target, sums
 ):
@@ -430,7 +449,7 @@ def aligned_moments(  # type: ignore[no-untyped-def]
             return [total, b.add(squares, both)]
 
         for i, v in enumerate(_repeat(b, blocks, [_all(W32, 0), _all(LONGS, 0)], block)):
-            _store(b, _total(b, v), b.add(sums, _constant(8 * i)))
+            _store(b, _total(b, v), b.add(sums, _constant(8 * BLOCK_ROWS * i)))
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 7), emit
@@ -441,13 +460,14 @@ NORMALIZED_ROWS = 4
 BYTES_NEAREST, BYTES_FLOOR, WORDS_NEAREST, WORDS_FLOOR = range(4)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def normalize(  # type: ignore[no-untyped-def]
-    context, code, rows, source, source_row_bytes, blocks, row, gain, bias, offset, target, target_row_bytes
+    context, code, rows, source, source_row_bytes, blocks, row, columns, column_bytes, target, target_row_bytes
 ):
     """Normalizes 1 or 4 rows of 64 `blocks` elements into bytes; returns how many had to be clamped.
 
-    With (unit, center, factor) int64 at address `row`, of each row, and the columns' words gain, bias, offset:
+    With unit, center, factor, int64, at `row`, `row` + 128, `row` + 256, those of the next rows behind each, and gain,
+    bias, offset of the columns, words, at `columns`, `columns` + column_bytes, `columns` + 2 column_bytes:
         u = floor(((x unit - center) factor + 2^14) / 2^15)
         y = clamp(floor(((u + bias) gain + 2^14) / 2^15) + offset - 128), or floor((u + bias) gain / 2^16) + ...
     all within words, x unit - center modulo 2^16. code: whether x are bytes or words, and which y.
@@ -455,7 +475,8 @@ def normalize(  # type: ignore[no-untyped-def]
 
     def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
         b = builder
-        code, rows, source, source_row_bytes, blocks, row, gain, bias, offset, target, target_row_bytes = arguments
+        code, rows, source, source_row_bytes, blocks, row, columns, column_bytes, target, target_row_bytes = arguments
+        parameters = [b.add(columns, b.mul(column_bytes, _constant(i))) for i in range(3)]
 
         def run(code: int, height: int, first: Value, count: bool) -> Value:
             """`height` rows from `first` on; counts how many were clamped, or only whether any was."""
@@ -463,20 +484,16 @@ def normalize(  # type: ignore[no-untyped-def]
             numbers, sources, targets = [], [], []
             for i in range(height):
                 this = b.add(first, _constant(i))
-                at = _at(b, row, this, 24)
-                numbers.append(
-                    [_splat(b, b.trunc(_load(b, b.add(at, _constant(8 * j)), I64), I16), 32) for j in range(3)]
-                )
+                at = _at(b, row, this, 8)
+                places = [b.add(at, _constant(8 * BLOCK_ROWS * j)) for j in range(3)]
+                numbers.append([_splat(b, b.trunc(_load(b, place, I64), I16), 32) for place in places])
                 sources.append(b.add(source, b.mul(this, source_row_bytes)))
                 targets.append(b.add(target, b.mul(this, target_row_bytes)))
 
             def block(index: Value, carried: list[Value]) -> list[Value]:
                 (found,) = carried
-                columns = [
-                    [
-                        _load(b, b.add(_at(b, base, index, 128), _constant(64 * i)), WORDS)
-                        for base in (gain, bias, offset)
-                    ]
+                in_block = [
+                    [_load(b, b.add(_at(b, base, index, 128), _constant(64 * i)), WORDS) for base in parameters]
                     for i in range(2)
                 ]
                 for (unit, center, factor), x_at, y_at in zip(numbers, sources, targets, strict=True):
@@ -486,16 +503,13 @@ def normalize(  # type: ignore[no-untyped-def]
                     else:
                         x = _words(b, _load(b, _at(b, x_at, index, 64), ROW))
                     results = []
-                    for values, (a, c, o) in zip(x, columns, strict=True):
+                    for values, (a, c, o) in zip(x, in_block, strict=True):
                         u = _rounded_high(b, b.sub(b.mul(values, unit), center), factor)
                         u = b.add(u, c)
                         results.append(b.add(_rounded_high(b, u, a) if nearest else _signed_high(b, u, a), o))
-                    y = b.xor(_clamped_bytes(b, results), _all(ROW, TOP_BIT))
+                    y = b.xor((_clamped_bytes if count else _lower_bytes)(b, results), _all(ROW, TOP_BIT))
                     _store(b, y, _at(b, y_at, index, 64))
-                    if count:
-                        found = b.add(found, _outside(b, results))
-                    else:
-                        found = b.or_(b.or_(found, results[0]), results[1])
+                    found = b.add(found, _outside(b, results)) if count else b.or_(b.or_(found, results[0]), results[1])
                 return [found]
 
             (found,) = _repeat(b, blocks, [_constant(0) if count else _all(WORDS, 0)], block)
@@ -512,10 +526,101 @@ def normalize(  # type: ignore[no-untyped-def]
         def several(code: int) -> Value:
             together = b.icmp_signed("==", rows, _constant(NORMALIZED_ROWS))
             fast = b.zext(together, I64)
-            some = _switch(b, fast, {1: lambda: run(code, NORMALIZED_ROWS, _constant(0), False)})
+            some = _switch(b, fast, {1: partial(run, code, NORMALIZED_ROWS, _constant(0), False)})
             again = b.or_(b.xor(fast, _constant(1)), b.zext(b.icmp_signed("!=", some, _constant(0)), I64))
-            return _switch(b, again, {1: lambda: one_by_one(code)})
+            return _switch(b, again, {1: partial(one_by_one, code)})
 
-        return _switch(b, code, {c: lambda c=c: several(c) for c in range(4)})
+        return _switch(b, code, {c: partial(several, c) for c in range(4)})
 
-    return types.int64(*[types.intp] * 11), emit
+    return types.int64(*[types.intp] * 10), emit
+
+
+# --- element by element -----------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def looked_up_sum(context, source, blocks, table):  # type: ignore[no-untyped-def]
+    """Sum of table[byte] over 64 `blocks` bytes; table: address of 256 unsigned bytes."""
+
+    def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
+        b = builder
+        source, blocks, table = arguments
+
+        def block(index: Value, carried: list[Value]) -> list[Value]:
+            found = _look_up(b, table, _load(b, _at(b, source, index, 64), ROW))
+            return [_byte_sums(b, carried[0], found, _all(ROW, 1))]
+
+        return _total(b, _repeat(b, blocks, [_all(W32, 0)], block)[0])
+
+    return types.int64(types.intp, types.intp, types.intp), emit
+
+
+def _alternated(builder: Builder, x: Value, y: Value) -> list[Value]:
+    """Even and odd words of x, each followed by the word of y in its place."""
+    b = builder
+    x, y = (b.bitcast(v, W32) for v in (x, y))
+    low, high = _all(W32, 0xFFFF), _all(W32, 0xFFFF0000)
+    even = b.or_(b.and_(x, low), b.shl(y, _all(W32, 16)))
+    odd = b.or_(b.lshr(x, _all(W32, 16)), b.and_(y, high))
+    return [b.bitcast(v, WORDS) for v in (even, odd)]
+
+
+def _shifted(builder: Builder, rounding: int, sums: Value, shift: Value, half: Value) -> Value:
+    """round(sums / 2^shift) of <16 x i32>, shift > 0, half = 2^(shift - 1): as `rounding.rounded_shift`."""
+    b, one = builder, _all(W32, 1)
+    if rounding == HALF_AWAY:
+        sums = b.add(b.add(sums, half), b.ashr(sums, _all(W32, 31)))
+    elif rounding == HALF_EVEN:
+        sums = b.add(b.add(sums, b.sub(half, one)), b.and_(b.ashr(sums, shift), one))
+    return b.ashr(sums, shift)
+
+
+@intrinsic
+def weighted_sum(context, rounding, four, sources, multipliers, blocks, plan, target):  # type: ignore[no-untyped-def]
+    """Bytes clamp(round((sum of m v + constant) / 2^shift) + offset - 128), of two or four rows v of 64 `blocks` bytes.
+
+    Returns how many had to be clamped. sources: address of 4 addresses v; multipliers: of 4 int64, words m; plan: of
+    constant, shift, offset, int64. Sums stay within int32, shifted ones within 2^14; shift > 0.
+    """
+
+    def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
+        b = builder
+        rounding, four, sources, multipliers, blocks, plan, target = arguments
+        at, factors = (
+            [_load(b, b.add(base, _constant(8 * i)), I64) for i in range(4)] for base in (sources, multipliers)
+        )
+        constant, shift, offset = (_load(b, b.add(plan, _constant(8 * i)), I64) for i in range(3))
+        constant, shift = (_splat(b, b.trunc(v, I32), 16) for v in (constant, shift))
+        half = b.shl(_all(W32, 1), b.sub(shift, _all(W32, 1)))
+        offset = _splat(b, b.trunc(offset, I16), 32)
+        pairs = []
+        for i in (0, 2):
+            both = b.or_(b.and_(factors[i], _constant(0xFFFF)), b.shl(factors[i + 1], _constant(16)))
+            pairs.append(b.bitcast(_splat(b, b.trunc(both, I32), 16), WORDS))
+
+        def run(mode: int, count: int) -> Value:
+            def block(index: Value, carried: list[Value]) -> list[Value]:
+                words = [_words(b, _load(b, _at(b, at[i], index, 64), ROW)) for i in range(count)]
+                results = []
+                for part in range(2):
+                    sums = [constant, constant]
+                    for i in range(0, count, 2):
+                        mixed = _alternated(b, words[i][part], words[i + 1][part])
+                        sums = [b.add(s, _pair_products(b, m, pairs[i // 2])) for s, m in zip(sums, mixed, strict=True)]
+                    even, odd = (_shifted(b, mode, s, shift, half) for s in sums)
+                    joined = b.or_(b.and_(even, _all(W32, 0xFFFF)), b.shl(odd, _all(W32, 16)))
+                    results.append(b.add(b.bitcast(joined, WORDS), offset))
+                _store(b, b.xor(_clamped_bytes(b, results), _all(ROW, TOP_BIT)), _at(b, target, index, 64))
+                return [b.add(carried[0], _outside(b, results))]
+
+            return _repeat(b, blocks, [_constant(0)], block)[0]
+
+        case = b.add(b.shl(rounding, _constant(1)), four)
+        cases = {
+            2 * mode + more: partial(run, mode, 4 if more else 2)
+            for mode in (HALF_AWAY, HALF_EVEN, FLOOR)
+            for more in (False, True)
+        }
+        return _switch(b, case, cases)
+
+    return types.int64(*[types.intp] * 7), emit

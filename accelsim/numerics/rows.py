@@ -11,18 +11,27 @@ import numpy as np
 from accelsim.errors import SpecError
 from accelsim.jit import atom
 from accelsim.numerics.arrays import as_numpy, dtype_name
+from accelsim.numerics.rounding import Rounding
+from accelsim.numerics.rowcode import copy_bytes
+from accelsim.numerics.scaling import spelled
 
 
 def contiguous_rows(array: Any, name: str, dtypes: Iterable[str]) -> tuple[np.ndarray, tuple[int, ...]]:
     """(the array as contiguous rows (rows, cols), its shape): where it is not contiguous already, a copy."""
     found = as_numpy(array, name, dtypes)
-    if found.ndim == 0:
-        raise SpecError(f"{name}: shape", found.shape, "(..., columns)")
-    return np.ascontiguousarray(found).reshape(-1, found.shape[-1]), found.shape
+    shape = found.shape
+    if found.ndim != 2 or not found.flags.c_contiguous:
+        if found.ndim == 0:
+            raise SpecError(f"{name}: shape", shape, "(..., columns)")
+        found = np.ascontiguousarray(found).reshape(-1, shape[-1])
+    return found, shape
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """`out`, or a new array where it is None. Raises SpecError if it is not a contiguous one of that shape and dtype."""
+    """`out`, or a new array where it is None.
+
+    Raises SpecError if it is no array of that shape and dtype, not contiguous, or not to be written to.
+    """
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or dtype_name(out.dtype) != dtype or out.shape != shape:
@@ -35,20 +44,27 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 def positive(value: Any, name: str) -> float:
     """The number as a float; raises SpecError if it is none, not finite, or not positive."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise SpecError(name, value, "a finite number > 0")
-    if not (math.isfinite(value) and value > 0):
+    number = not isinstance(value, bool) and isinstance(value, int | float | np.integer | np.floating)
+    if not number or not math.isfinite(value) or value <= 0:
         raise SpecError(name, value, "a finite number > 0")
     return float(value)
 
 
+def deterministic(rounding: Any) -> Rounding:
+    """The rounding mode; raises SpecError for an unknown name, and for stochastic, which no row operator has."""
+    mode: Rounding = spelled(Rounding, rounding, "rounding")
+    if mode is Rounding.STOCHASTIC:
+        raise SpecError("rounding", rounding, "half_away, half_even or floor")
+    return mode
+
+
 @atom
-def row_at(rows: np.ndarray, r: int, staged: np.ndarray, slot: int) -> int:
-    """Address of row r, or of its copy in `staged` (slots, width) where rows are shorter than that; the rest stays."""
-    n = rows.shape[1]
-    if n == staged.shape[1]:
-        address: int = rows[r].ctypes.data
-        return address
-    staged[slot, :n] = rows[r]
-    copied: int = staged[slot].ctypes.data
-    return copied
+def row_at(address: int, cols: int, r: int, staged: int, width: int, slot: int) -> int:
+    """Address of row r of the bytes at `address`, or of a copy in slot `slot` of `staged`, whose rows are `width` long.
+
+    It is copied where rows are shorter than whole blocks; what is behind them in the slot stays.
+    """
+    if cols == width:
+        return address + r * cols
+    copy_bytes(address + r * cols, staged + slot * width, cols)
+    return staged + slot * width

@@ -218,7 +218,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarra
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except OSError as error:
         raise SpecError(str(path), error.strerror or str(error), "a readable file") from None
-    except (SafetensorError, TypeError) as error:  # TypeError: a type that numpy has not
+    except (SafetensorError, AttributeError, TypeError) as error:  # the latter two: a type that numpy has not
         raise SpecError(str(path), str(error), "a complete safetensors file") from None
 
 
