@@ -242,7 +242,6 @@ def _rows(builder: Builder, kernel: Kernel, strips: int, at: dict[str, Value], c
 def _panel(kernel: Kernel) -> Any:
     names = ("a", "row_bytes", "w", "strip_bytes", "groups", "first", "c", "c_row_bytes")
 
-    @intrinsic
     def panel(context, rows, strips, a, row_bytes, w, strip_bytes, groups, first, c, c_row_bytes):  # type: ignore[no-untyped-def]
         """c[r, j] (int32) = first[j] + a[r, :] w[:, j] for `rows` rows and 16 x `strips` columns."""
 
@@ -265,7 +264,8 @@ def _panel(kernel: Kernel) -> Any:
 
         return types.void(*[types.intp] * 10), emit
 
-    return panel
+    panel.__name__ = f"panel_{kernel.name}"
+    return intrinsic(panel)
 
 
 panel_avx512_vnni = _panel(AVX512_VNNI)
@@ -293,7 +293,7 @@ class _Rounder:
         self.b, self.rounding, self.noise = builder, rounding, noise
 
     def real(self, x: Value) -> Value:
-        """float32 -> float32 of integral value: `requantize.rounded_float`."""
+        """float32 -> float32 of integral value: `rounding.rounded_float`."""
         b = self.b
         if self.rounding == HALF_EVEN:
             return _unary(b, "rint", x)
@@ -309,7 +309,7 @@ class _Rounder:
         return b.select(b.fcmp_ordered(">", b.fsub(x, floor), uniform), b.fadd(floor, _all(F32, 1.0)), floor)
 
     def biased(self, product: Value, shift: Value, half: Value, some: Value) -> Value:
-        """What an arithmetic shift turns into round(product / 2^shift): `requantize.rounded_shift`.
+        """What an arithmetic shift turns into round(product / 2^shift): `rounding.rounded_shift`.
 
         half: 2^shift / 2 rounded down. some: 1 where shift > 0.
         """
@@ -327,7 +327,7 @@ class _Rounder:
 
 
 def _noise(builder: Builder, seed: Value, index: Value) -> Value:
-    """<16 x i64> of `requantize.noise` for the elements index, index + 1, ..."""
+    """<16 x i64> of `rounding.noise` for the elements index, index + 1, ..."""
     b = builder
     lanes = ir.Constant(W64, list(range(1, LANES + 1)))
     z = b.mul(b.add(_splat(b, index, LANES), lanes), _all(W64, 0x9E3779B97F4A7C15))

@@ -32,7 +32,7 @@ from accelsim.numerics.arrays import (
     whole_number,
 )
 from accelsim.numerics.llvm import FINISH_HIGH, FINISH_WIDE, LANES, finish
-from accelsim.numerics.rounding import MANTISSA_BITS, MAX_SHIFT, Rounding, ScaleFormat
+from accelsim.numerics.rounding import MANTISSA_BITS, Rounding, ScaleFormat
 
 RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
@@ -64,8 +64,7 @@ def fixed_point(scale: Any, scale_format: ScaleFormat) -> tuple[np.ndarray, np.n
     over = multiplier == 2**31
     multiplier[over] //= 2
     shift = 31 - (exponent + over)
-    deep = np.maximum(shift - MAX_SHIFT, 0)
-    return (multiplier >> deep).astype(np.int32), np.minimum(shift, MAX_SHIFT).astype(np.int32)
+    return multiplier.astype(np.int32), shift.astype(np.int32)
 
 
 class Columns(NamedTuple):
