@@ -43,7 +43,7 @@ from accelsim.numerics.arrays import (
 from accelsim.numerics.llvm import translate
 from accelsim.numerics.rounding import Rounding, ScaleFormat, rounded_shift
 from accelsim.numerics.rowcode import copy_bytes, looked_up_sum, weighted_sum
-from accelsim.numerics.rows import check_out, deterministic, positive
+from accelsim.numerics.rows import address_of, check_out, deterministic, positive
 from accelsim.numerics.scaling import RANGES, fixed_point
 
 # --- GELU -------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def _rest_sum(source: int, count: int, table: int, rest: np.ndarray) -> int:
     """`looked_up_sum` of fewer than 64 bytes, in `rest` (64,)."""
     if count == 0:
         return 0
-    translate(source, rest.ctypes.data, count, table)
+    translate(source, address_of(rest), count, table)
     total = 0
     for i in range(count):
         total += rest[i]
@@ -178,12 +178,12 @@ def _rest_sum(source: int, count: int, table: int, rest: np.ndarray) -> int:
 
 @kernel
 def _gelu(plan: np.ndarray, tables: np.ndarray, x: np.ndarray, out: np.ndarray) -> int:
-    return _gelu_part(0, 1, x.size, x.ctypes.data, out.ctypes.data, tables.ctypes.data, plan[0])
+    return _gelu_part(0, 1, x.size, address_of(x), address_of(out), address_of(tables), plan[0])
 
 
 @parallel_kernel
 def _gelu_parallel(parts: int, plan: np.ndarray, tables: np.ndarray, x: np.ndarray, out: np.ndarray) -> int:
-    x_at, out_at, tables_at, total, counted = x.ctypes.data, out.ctypes.data, tables.ctypes.data, x.size, plan[0]
+    x_at, out_at, tables_at, total, counted = address_of(x), address_of(out), address_of(tables), x.size, plan[0]
     saturated = 0
     for part in numba.prange(parts):
         saturated += _gelu_part(part, parts, total, x_at, out_at, tables_at, counted)
@@ -318,10 +318,10 @@ def _sum_row(sources: np.ndarray, cols: int, plan: np.ndarray, four: int, out_at
     """
     blocks = cols // 64
     rest = cols - 64 * blocks
-    sources_at, plan_at = sources.ctypes.data, plan.ctypes.data
+    sources_at, plan_at = address_of(sources), address_of(plan)
     saturated: int = weighted_sum(plan[3], four, sources_at, plan_at + 32, blocks, plan_at, out_at)
     if rest:
-        staged_at = staged.ctypes.data
+        staged_at = address_of(staged)
         for i in range(4):
             staged[i, rest:] = plan[8 + i]
             copy_bytes(sources[i] + 64 * blocks, staged_at + 64 * i, rest)
@@ -335,9 +335,9 @@ def _sum_row(sources: np.ndarray, cols: int, plan: np.ndarray, four: int, out_at
 def _add_part(part: int, parts: int, plan: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray) -> int:
     """Part `part` of `parts` of all elements, as one row."""
     first, last = part_start(x.size, parts, part, 64), part_start(x.size, parts, part + 1, 64)
-    sources = np.full(4, x.ctypes.data + first, np.int64)
-    sources[1] = y.ctypes.data + first
-    return _sum_row(sources, last - first, plan, 0, out.ctypes.data + first, np.empty((5, 64), np.int8))
+    sources = np.full(4, address_of(x) + first, np.int64)
+    sources[1] = address_of(y) + first
+    return _sum_row(sources, last - first, plan, 0, address_of(out) + first, np.empty((5, 64), np.int8))
 
 
 @kernel
@@ -382,7 +382,7 @@ def _embedding_part(
 ) -> int:
     """Part `part` of `parts` of the rows; tables (4,) addresses, ids (4, rows)."""
     rows, cols = out.shape
-    out_at = out.ctypes.data
+    out_at = address_of(out)
     sources, staged = np.empty(4, np.int64), np.empty((5, 64), np.int8)
     saturated = 0
     for r in range(part_start(rows, parts, part, 1), part_start(rows, parts, part + 1, 1)):

@@ -52,7 +52,7 @@ from accelsim.numerics.rowcode import (
     copy_bytes,
     normalize,
 )
-from accelsim.numerics.rows import check_out, contiguous_rows, deterministic, positive, row_at
+from accelsim.numerics.rows import address_of, check_out, contiguous_rows, deterministic, positive, row_at
 
 MAX_COLS = 2**15
 """Columns up to which V < 2^46; the sums of a row are far from the end of their int32 lanes."""
@@ -275,8 +275,8 @@ def _stages(
     """Rows first to last - 1 through the three stages, 16 at a time; the arrays are scratch space."""
     blocks = width // 64
     # each .ctypes counts references: once, not row by row
-    sums_at, rows_at, staged_at = sums.ctypes.data, rows.ctypes.data, staged.ctypes.data
-    words_at, finished_at = words.ctypes.data, finished.ctypes.data
+    sums_at, rows_at, staged_at = address_of(sums), address_of(rows), address_of(staged)
+    words_at, finished_at = address_of(words), address_of(finished)
     saturated = 0
     for top in range(first, last, BLOCK_ROWS):
         count = min(BLOCK_ROWS, last - top)
@@ -316,8 +316,8 @@ def _part(part: int, parts: int, count: int, n: int, width: int, *job: int) -> i
 @atom
 def _job(plan: np.ndarray, columns: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray) -> tuple[int, ...]:
     """The arguments of `_part` from `count` on."""
-    return (x.shape[0], x.shape[1], columns.shape[1], x.ctypes.data, y.ctypes.data, out.ctypes.data,
-            columns.ctypes.data, plan[0], plan[1], plan[2], plan[3])  # fmt: skip
+    return (x.shape[0], x.shape[1], columns.shape[1], address_of(x), address_of(y), address_of(out),
+            address_of(columns), plan[0], plan[1], plan[2], plan[3])  # fmt: skip
 
 
 @kernel

@@ -200,6 +200,21 @@ def _outside(builder: Builder, words: list[Value]) -> Value:
     return count
 
 
+def _table(builder: Builder, address: Value) -> Callable[[Value], Value]:
+    """Look-ups of 64 bytes in the 256 bytes at an address, which by permutes are loaded here and once."""
+    b = builder
+    if "avx512vbmi" not in target_features():
+        return lambda values: _look_up(b, address, values)
+    parts = [_load(b, b.add(address, _constant(64 * i)), ROW) for i in range(4)]
+
+    def look_up(values: Value) -> Value:
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        lower, upper = (_call(b, name, ROW, [parts[i], values, parts[i + 1]]) for i in (0, 2))
+        return b.select(b.icmp_signed("<", values, _all(ROW, 0)), upper, lower)
+
+    return look_up
+
+
 def _switch(builder: Builder, value: Value, cases: Mapping[int, Callable[[], Value]]) -> Value:
     """int64: the result of the case whose number `value` is, 0 if none is."""
     b = builder
@@ -298,13 +313,13 @@ def exponentials(  # type: ignore[no-untyped-def]
         top = _splat(b, b.trunc(largest, I8), 64)
 
         def loop(wide: bool, with_mask: bool) -> Value:
-            tables = [low_table, high_table] if wide else [low_table]
+            tables = [_table(b, address) for address in ([low_table, high_table] if wide else [low_table])]
 
             def block(index: Value, carried: list[Value]) -> list[Value]:
                 distance = b.sub(top, _load(b, _at(b, source, index, 64), ROW))
                 sums = []
                 for table, target, total in zip(tables, (low, high), carried, strict=False):
-                    found = _look_up(b, table, distance)
+                    found = table(distance)
                     if with_mask:
                         found = b.and_(found, _attended(b, mask, index))
                     _store(b, found, _at(b, target, index, 64))
@@ -352,14 +367,14 @@ def divide(  # type: ignore[no-untyped-def]
     def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
         b = builder
         rounding, low, high, blocks, above, below, shift, target = arguments
-        factors = [
-            (_splat(b, b.trunc(b.lshr(f, _constant(16)), I16), 32), _splat(b, b.trunc(f, I16), 32))
-            for f in (above, below)
-        ]
-        places = _splat(b, b.trunc(shift, I16), 32)
-        half = b.lshr(b.shl(_all(WORDS, 1), places), _all(WORDS, 1))
-
         def loop(wide: bool, mode: int) -> Value:
+            factors = [
+                (_splat(b, b.trunc(b.lshr(f, _constant(16)), I16), 32), _splat(b, b.trunc(f, I16), 32))
+                for f in (above, below)
+            ]
+            places = _splat(b, b.trunc(shift, I16), 32)
+            half = b.lshr(b.shl(_all(WORDS, 1), places), _all(WORDS, 1))
+
             def quotient(numerator: Value, factor: tuple[Value, Value]) -> Value:
                 words = _quotient_words(b, numerator, factor, wide)
                 return b.lshr(words if mode == FLOOR else b.add(words, half), places)
@@ -546,8 +561,10 @@ def looked_up_sum(context, source, blocks, table):  # type: ignore[no-untyped-de
         b = builder
         source, blocks, table = arguments
 
+        look_up = _table(b, table)
+
         def block(index: Value, carried: list[Value]) -> list[Value]:
-            found = _look_up(b, table, _load(b, _at(b, source, index, 64), ROW))
+            found = look_up(_load(b, _at(b, source, index, 64), ROW))
             return [_byte_sums(b, carried[0], found, _all(ROW, 1))]
 
         return _total(b, _repeat(b, blocks, [_all(W32, 0)], block)[0])

@@ -59,6 +59,13 @@ def deterministic(rounding: Any) -> Rounding:
 
 
 @atom
+def address_of(array: np.ndarray) -> int:
+    """Address of the first element, signed: numba turns a choice between signed and unsigned numbers into a float."""
+    address: int = np.int64(array.ctypes.data)  # type: ignore[assignment]
+    return address
+
+
+@atom
 def row_at(address: int, cols: int, r: int, staged: int, width: int, slot: int) -> int:
     """Address of row r of the bytes at `address`, or of a copy in slot `slot` of `staged`, whose rows are `width` long.
 

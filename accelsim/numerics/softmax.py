@@ -39,7 +39,7 @@ from accelsim.numerics.arrays import (
 )
 from accelsim.numerics.rounding import Rounding
 from accelsim.numerics.rowcode import BLOCK_ROWS, bit_length, copy_bytes, divide, exponentials, row_maximum
-from accelsim.numerics.rows import check_out, contiguous_rows, deterministic, positive, row_at
+from accelsim.numerics.rows import address_of, check_out, contiguous_rows, deterministic, positive, row_at
 
 MAX_COLS = 2**15
 """Columns up to which the sum of 16-bit exponentials stays below 2^31."""
@@ -132,26 +132,33 @@ def reciprocal(total: int, levels: int, wide: bool) -> tuple[int, int, int]:
 
 @atom
 def _stages(
-    first: int, last: int, n: int, factors: np.ndarray, staged: np.ndarray, low: np.ndarray, high: np.ndarray,
+    first: int, last: int, n: int, rows: np.ndarray, staged: np.ndarray, low: np.ndarray, high: np.ndarray,
     x_at: int, out_at: int, masks_at: int, mask_rows: np.ndarray, tables_at: int, rounding: int, levels: int, wide: int,
 ) -> None:  # fmt: skip
-    """Rows first to last - 1, 16 at a time; the arrays are scratch space, `factors` (3, 16)."""
+    """Rows first to last - 1, 16 at a time and stage by stage, so that no row waits for the result of its last stage.
+
+    The arrays are scratch space. rows (6, 16): address, address of the mask, maximum; later factors and shift.
+    """
     width = low.shape[1]
     blocks = width // 64
     ragged = n < width
-    staged_at, low_at, high_at = staged.ctypes.data, low.ctypes.data, high.ctypes.data
-    above, below, shifts = factors[0], factors[1], factors[2]
+    staged_at, low_at, high_at = address_of(staged), address_of(low), address_of(high)
+    sources, masks, numbers, above, below, shifts = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+    high_table_at = tables_at + 256 if wide else 0
     for top in range(first, last, BLOCK_ROWS):
         count = min(BLOCK_ROWS, last - top)
         for r in range(count):
-            mask = staged_at + width if ragged else 0
+            sources[r] = row_at(x_at, n, top + r, staged_at, width, r)
+            masks[r] = staged_at + BLOCK_ROWS * width if ragged else 0
             if mask_rows.size:
-                mask = row_at(masks_at, n, mask_rows[top + r], staged_at, width, 1)
-            row = row_at(x_at, n, top + r, staged_at, width, 0)
-            largest = row_maximum(row, mask, blocks)
-            total = exponentials(row, mask, blocks, largest, tables_at, tables_at + 256 if wide else 0,
-                                 low_at + r * width, high_at + r * width)  # fmt: skip
-            above[r], below[r], shifts[r] = reciprocal(total, levels, wide > 0)
+                masks[r] = row_at(masks_at, n, mask_rows[top + r], staged_at, width, BLOCK_ROWS + r)
+        for r in range(count):
+            numbers[r] = row_maximum(sources[r], masks[r], blocks)
+        for r in range(count):
+            numbers[r] = exponentials(sources[r], masks[r], blocks, numbers[r], tables_at, high_table_at,
+                                      low_at + r * width, high_at + r * width)  # fmt: skip
+        for r in range(count):
+            above[r], below[r], shifts[r] = reciprocal(numbers[r], levels, wide > 0)
         for r in range(count):
             target = out_at + (top + r) * n
             divide(rounding, low_at + r * width, high_at + r * width if wide else 0, blocks, above[r], below[r],
@@ -165,12 +172,12 @@ def _part(part: int, parts: int, count: int, n: int, *job: Any) -> None:
     """Part `part` of `parts` of `count` rows, with its own scratch space."""
     first, last = part_start(count, parts, part, 1), part_start(count, parts, part + 1, 1)
     width = -(-n // 64) * 64
-    staged = np.zeros((2, width if n < width else 1), np.uint8)  # a row, and a mask that ends where it does
+    staged = np.zeros((2 * BLOCK_ROWS, width if n < width else 1), np.uint8)  # rows, then masks
     if n < width:
-        staged[1, :n] = 1
+        staged[BLOCK_ROWS:, :n] = 1
     low = np.empty((BLOCK_ROWS, width), np.uint8)
     high = np.empty((BLOCK_ROWS, width if job[-1] else 1), np.uint8)
-    _stages(first, last, n, np.empty((3, BLOCK_ROWS), np.int64), staged, low, high, *job)
+    _stages(first, last, n, np.empty((6, BLOCK_ROWS), np.int64), staged, low, high, *job)
 
 
 @atom
@@ -178,7 +185,7 @@ def _job(
     plan: np.ndarray, tables: np.ndarray, masks: np.ndarray, mask_rows: np.ndarray, x: np.ndarray, out: np.ndarray
 ) -> tuple[Any, ...]:
     """The arguments of `_part` from `count` on."""
-    return (x.shape[0], x.shape[1], x.ctypes.data, out.ctypes.data, masks.ctypes.data, mask_rows, tables.ctypes.data,
+    return (x.shape[0], x.shape[1], address_of(x), address_of(out), address_of(masks), mask_rows, address_of(tables),
             plan[0], plan[1], plan[2])  # fmt: skip
 
 
