@@ -123,7 +123,7 @@ def measure(threads: int, small: bool) -> dict[str, Any]:
 
     rivals.set_threads(threads)
     rng = np.random.default_rng(2026)
-    rounds, block_s = (2, 0.01) if small else (12, 0.04)
+    rounds, block_s = (2, 0.01) if small else (6, 0.03)
     peak = peak_call(None, threads)
     products = []
     jobs: list[tuple[str, tuple[int, ...]]] = [("", shape) for shape in WEIGHT_SHAPES[: 1 if small else None]]
