@@ -33,7 +33,8 @@ NO_BYTES, NO_ZEROS = np.zeros(0, np.uint8), np.zeros(1, np.int32)
 def gemm(a: Any, w: PackedWeights, *, a_zero_point: int = 0, threads: int = 1, path: str | None = None) -> np.ndarray:
     """int32 (..., n): sum over k of (a - a_zero_point) (w - zero point) + bias, exactly.
 
-    a: int8 or uint8 (..., k), any strides; a torch CPU tensor is read where it lies. threads: of numba's. path: one of
+    a: int8 or uint8 (..., k), any strides; a torch CPU tensor is read where it lies. (Three dimensions or more whose
+    leading ones cannot be merged are copied once.) threads: of numba's. path: one of
     `paths.PATHS`, default the fastest that runs here; all give the same bits. Raises SpecError for wrong dtypes, shapes
     and names, Infeasible if a sum could leave int32.
     """
