@@ -367,6 +367,7 @@ def divide(  # type: ignore[no-untyped-def]
     def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
         b = builder
         rounding, low, high, blocks, above, below, shift, target = arguments
+
         def loop(wide: bool, mode: int) -> Value:
             factors = [
                 (_splat(b, b.trunc(b.lshr(f, _constant(16)), I16), 32), _splat(b, b.trunc(f, I16), 32))
