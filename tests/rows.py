@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
+from importlib import import_module
 
 import numpy as np
 
@@ -122,6 +124,28 @@ def exact_sum(terms, p):
     wanted = [rounded(Fraction(int(s), 2**p.shift), mode) + p.out_zero_point for s in sums.ravel()]
     kept = [clamped(v) for v in wanted]
     return np.array(kept).reshape(sums.shape), sum(k != w for k, w in zip(kept, wanted, strict=True))
+
+
+# --- other processors -------------------------------------------------------------------------------------------------
+
+
+def float_instructions():
+    """LLVM's instructions on real numbers in the kernels, by kernel; for kernels compiled here, not read from disk.
+
+    The GEMM may multiply by float32 scales, so there only float64 counts: what an address becomes by mistake.
+    """
+    gemm = "".join(import_module("accelsim.numerics.loops").compiled_for("portable", False).inspect_llvm().values())
+    found = {"gemm": len(re.findall(r"= (?:f\w+|[su]itofp)[^\n]* double", gemm))}
+    for module, names in (
+        ("softmax", ["_compiled"]),
+        ("layernorm", ["_compiled"]),
+        ("elementwise", ["_gelu_compiled", "_add_compiled", "_embedding_compiled"]),
+    ):
+        for name in names:
+            kernel = getattr(import_module(f"accelsim.numerics.{module}"), name)(False)
+            code = "".join(kernel.inspect_llvm().values())
+            found[f"{module} {name}"] = len(re.findall(r"= (?:f(?:add|sub|mul|div|cmp|pto)|[su]itofp)", code))
+    return found
 
 
 # --- all at once ------------------------------------------------------------------------------------------------------

@@ -136,6 +136,13 @@ def for_types(dispatcher: Any, *argument_types: Any) -> Any:
 
 
 @atom
+def address_of(array: np.ndarray) -> int:
+    """Address of the first element, signed: numba turns a choice between signed and unsigned numbers into a float."""
+    address: int = np.int64(array.ctypes.data)  # type: ignore[assignment]
+    return address
+
+
+@atom
 def part_start(total: int, parts: int, index: int, step: int) -> int:
     """Where part `index` of `parts` begins when `total` is dealt out in multiples of `step`, as evenly as possible."""
     steps = -(-total // step)

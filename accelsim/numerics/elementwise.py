@@ -31,6 +31,7 @@ from accelsim.jit import atom, kernel, parallel_kernel
 from accelsim.numerics.approximation import gelu_polynomial
 from accelsim.numerics.arrays import (
     Quantized,
+    address_of,
     array_type,
     as_numpy,
     checked_threads,
@@ -42,8 +43,8 @@ from accelsim.numerics.arrays import (
 )
 from accelsim.numerics.llvm import translate
 from accelsim.numerics.rounding import Rounding, ScaleFormat, rounded_shift
-from accelsim.numerics.rowcode import copy_bytes, looked_up_sum, weighted_sum
-from accelsim.numerics.rows import address_of, check_out, deterministic, positive
+from accelsim.numerics.rowcode import copy_bytes, look_up, looked_up_sum, weighted_sum
+from accelsim.numerics.rows import check_out, deterministic, positive
 from accelsim.numerics.scaling import RANGES, fixed_point
 
 # --- GELU -------------------------------------------------------------------------------------------------------------
@@ -153,27 +154,25 @@ def _rounded(value: float, rounding: Rounding) -> int:
 
 @atom
 def _gelu_part(part: int, parts: int, total: int, x_at: int, out_at: int, tables_at: int, counted: int) -> int:
+    """Part `part` of `parts` of `total` bytes; returns how many were clamped, where that is to be counted."""
     first, last = part_start(total, parts, part, 64), part_start(total, parts, part + 1, 64)
-    if first == last:
-        return 0
-    translate(x_at + first, out_at + first, last - first, tables_at)
-    if not counted:
-        return 0
-    whole = (last - first) // 64 * 64
-    saturated: int = looked_up_sum(x_at + first, whole // 64, tables_at + 256)
-    return saturated + _rest_sum(x_at + first + whole, last - first - whole, tables_at + 256, np.empty(64, np.uint8))
+    blocks = (last - first) // 64
+    look_up(x_at + first, blocks, tables_at, out_at + first)
+    saturated: int = looked_up_sum(x_at + first, blocks, tables_at + 256) if counted else 0
+    rest = first + 64 * blocks
+    return saturated + _gelu_rest(x_at + rest, out_at + rest, last - rest, tables_at, np.zeros(64, np.uint8))
 
 
 @atom
-def _rest_sum(source: int, count: int, table: int, rest: np.ndarray) -> int:
-    """`looked_up_sum` of fewer than 64 bytes, in `rest` (64,)."""
-    if count == 0:
-        return 0
-    translate(source, address_of(rest), count, table)
-    total = 0
-    for i in range(count):
-        total += rest[i]
-    return total
+def _gelu_rest(x_at: int, out_at: int, count: int, tables_at: int, flags: np.ndarray) -> int:
+    """Fewer than 64 bytes; returns how many were clamped. flags (64,) zeros: scratch space."""
+    saturated = 0
+    if count > 0:
+        translate(x_at, out_at, count, tables_at)
+        translate(x_at, address_of(flags), count, tables_at + 256)
+        for flag in flags:
+            saturated += flag
+    return saturated
 
 
 @kernel
@@ -205,7 +204,7 @@ def gelu(
     What is not contiguous is copied once. out: a contiguous array of the dtype of `parameters.table` to write to.
     """
     flat, shape = _flat(x, "x")
-    result = check_out(out, shape, dtype_name(parameters.table.dtype))
+    result = check_out(out, shape, dtype_name(parameters.table.dtype), flat)
     job = (parameters.plan, parameters.tables, flat, result.reshape(-1).view(np.uint8))
     threads = checked_threads(threads)
     if threads == 1:
@@ -369,7 +368,7 @@ def add(x: Any, y: Any, parameters: ResidualAdd, *, threads: int = 1, out: np.nd
     right, right_shape = _flat(y, "y")
     if right_shape != shape:
         raise SpecError("y: shape", right_shape, f"that of x, {shape}")
-    result = check_out(out, shape, "int8")
+    result = check_out(out, shape, "int8", left, right)
     job = (parameters.plan, left, right, result.reshape(-1))
     threads = checked_threads(threads)
     saturated = _add_compiled(False)(*job) if threads == 1 else on_threads(threads, _add_compiled(True), threads, *job)
@@ -446,7 +445,7 @@ def embedding_sum(
     for i, wanted in enumerate(numbers):
         chosen[i] = wanted
     addresses = np.array([(rows[i] if i < count else rows[0]).ctypes.data for i in range(4)], np.int64)
-    result = check_out(out, (*shape, hidden), "int8")
+    result = check_out(out, (*shape, hidden), "int8", *rows)
     job = (parameters.plan, addresses, chosen.reshape(4, -1), result.reshape(-1, hidden))
     threads = checked_threads(threads)
     if threads == 1:

@@ -37,7 +37,16 @@ from numba import types
 
 from accelsim.errors import SpecError
 from accelsim.jit import atom, kernel, parallel_kernel
-from accelsim.numerics.arrays import Quantized, array_type, checked_threads, for_types, on_threads, part_start
+from accelsim.numerics.arrays import (
+    Quantized,
+    address_of,
+    array_type,
+    checked_threads,
+    for_types,
+    on_threads,
+    part_start,
+    real_numbers,
+)
 from accelsim.numerics.rounding import Rounding
 from accelsim.numerics.rowcode import (
     BLOCK_ROWS,
@@ -52,7 +61,7 @@ from accelsim.numerics.rowcode import (
     copy_bytes,
     normalize,
 )
-from accelsim.numerics.rows import address_of, check_out, contiguous_rows, deterministic, positive, row_at
+from accelsim.numerics.rows import check_out, contiguous_rows, deterministic, positive, row_at
 
 MAX_COLS = 2**15
 """Columns up to which V < 2^46; the sums of a row are far from the end of their int32 lanes."""
@@ -100,7 +109,7 @@ class _LayerNorm:
             x_multiplier, residual_multiplier = (round(2**14 * s / max(step, other)) for s in (step, other))
             if min(x_multiplier, residual_multiplier) == 0:
                 raise SpecError("residual_scale", residual_scale, f"within a factor of 2^14 of x_scale, {x_scale}")
-        epsilon = max(1, round(n * (positive(eps, "eps") if eps else 0.0) / unit / unit))
+        epsilon = max(1, round(n * positive(eps, "eps", or_zero=True) / unit / unit))
         if epsilon >= 2**45:
             raise SpecError("eps", eps, f"below {2**45 * unit * unit / n}, for n x eps to fit 45 bits")
         # y = gamma sqrt(n) u / (UNIT out_scale) + beta / out_scale
@@ -198,7 +207,7 @@ def _parameters(gamma: Any, beta: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 (n,)."""
     arrays = []
     for name, value in (("gamma", gamma), ("beta", beta)):
-        array = np.asarray(value, np.float64)
+        array = real_numbers(value, name, "real numbers")
         if array.ndim != 1 or not 1 <= array.size <= MAX_COLS:
             raise SpecError(f"{name}: shape", array.shape, f"(columns,), 1 to {MAX_COLS} of them")
         if not np.isfinite(array).all():
@@ -221,12 +230,12 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 @atom
 def norm_and_reciprocal(squares: int) -> tuple[int, int, int]:
-    """(e, D, R) of V = squares, 1 <= V < 2^46: as in the head of this file, D = floor(sqrt(V 4^e)), R = 3 2^27 / D.
+    """(e, D, R) of V = squares, 1 <= V < 2^46: as in the head of this file.
 
     Newton's iteration for y = 1 / sqrt(w), y' = y (3 - w y^2) / 2, w in [1/4, 1) by a shift of V, from the linear
     estimate 2.1327 - 1.2187 w, 9 % off at most. An error eps becomes 1.5 eps^2: 1.2 %, 0.02 %, 6e-8 after three steps,
-    and what shifts cut off is made good by 8 units. So y is not too large, D at most one too small and 3 2^27 / D four:
-    comparisons with V and 3 2^27 make both exact.
+    and what shifts cut off is made good by 8 units. So y is not too large, and what it gives for D = floor(sqrt(V 4^e))
+    is at most one too small, for R = floor(3 2^27 / D) at most four: comparisons make both exact.
     """
     bits = bit_length(squares)
     e = max((30 - bits) >> 1, 0)
@@ -368,14 +377,9 @@ def layer_norm(
         second, second_shape = contiguous_rows(residual, "residual", ("int8",))
         if second_shape != shape:
             raise SpecError("residual: shape", second_shape, f"that of x, {shape}")
-    result = check_out(out, shape, "int8")
-    job = (
-        parameters.plan,
-        parameters.columns,
-        rows,
-        second,
-        result if result.ndim == 2 else result.reshape(rows.shape),
-    )
+    result = check_out(out, shape, "int8", rows, second)
+    flat = result if result.ndim == 2 else result.reshape(rows.shape)
+    job = (parameters.plan, parameters.columns, rows, second, flat)
     threads = checked_threads(threads)
     saturated = _compiled(False)(*job) if threads == 1 else on_threads(threads, _compiled(True), threads, *job)
     return Quantized(result, saturated)

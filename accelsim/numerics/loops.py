@@ -17,7 +17,7 @@ import numpy as np
 from numba import types
 
 from accelsim.jit import atom, kernel, parallel_kernel
-from accelsim.numerics.arrays import array_type, for_types, part_start
+from accelsim.numerics.arrays import address_of, array_type, for_types, part_start
 from accelsim.numerics.llvm import (
     copy_flipped,
     expand_weights,
@@ -156,9 +156,9 @@ def _multiply(
                           groups * 64, groups, start.ctypes.data, w_sums.ctypes.data + 64 * s, 0)  # fmt: skip
             for top in range(first_row, last_row, block_rows):
                 bottom = min(top + block_rows, last_row)
-                rows_at = inputs.ctypes.data
+                rows_at = address_of(inputs)
                 if in_place:
-                    rows_at = a.ctypes.data + outer * a.strides[0] + inner * a.strides[1] + top * row_bytes
+                    rows_at = address_of(a) + outer * a.strides[0] + inner * a.strides[1] + top * row_bytes
                 else:
                     pack_inputs(a[outer, inner], flip, top, bottom, inputs, row_bytes)
                 if with_zeros:
@@ -173,12 +173,12 @@ def _multiply(
                     wide = min(at_once, left)
                     if left == at_once + 1 and at_once > 2:  # two and two rather than three and a narrow one
                         wide = at_once - 1
-                    strips_at = packed.ctypes.data + s * groups * 64
+                    strips_at = address_of(packed) + s * groups * 64
                     if not dynamic:
-                        strips_at = w.ctypes.data + s * strip_bytes
+                        strips_at = address_of(w) + s * strip_bytes
                         if bits < 8:
                             expand_weights(strips_at, packed.ctypes.data, wide * groups, bits)
-                            strips_at = packed.ctypes.data
+                            strips_at = address_of(packed)
                     for j in range(16 * wide):
                         start[j] = bias[16 * s + j] - a_zero * w_sums[16 * s + j]
                     cols = min(16 * wide, n - 16 * s)

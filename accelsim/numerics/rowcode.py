@@ -22,7 +22,6 @@ from accelsim.numerics.llvm import (
     I16,
     I32,
     I64,
-    PORTABLE,
     ROW,
     W32,
     Builder,
@@ -134,11 +133,13 @@ def _high_word(builder: Builder, value: Value) -> Value:
 
 
 def _byte_sums(builder: Builder, sums: Value, unsigned: Value, signed: Value) -> Value:
-    """Sums <16 x i32> with the four products of each lane added, of 64 unsigned by 64 signed bytes."""
-    kernel = AVX512_VNNI if {"avx512f", "avx512vnni"} <= target_features() else PORTABLE
-    left = kernel.inputs(builder, builder.bitcast(unsigned, W32))
-    right = kernel.weights(builder, builder.bitcast(signed, W32))
-    return kernel.dot(builder, sums, left, right)
+    """Sums <16 x i32> with the products of 64 unsigned by 64 signed bytes added, four to a lane, whichever four."""
+    b = builder
+    if {"avx512f", "avx512vnni"} <= target_features():
+        return AVX512_VNNI.dot(b, sums, unsigned, signed)
+    for left, right in zip(_halves_of(b, unsigned), _halves_of(b, signed), strict=True):
+        sums = b.add(sums, _pair_products(b, b.zext(left, WORDS), b.sext(right, WORDS)))
+    return sums
 
 
 def _total(builder: Builder, values: Value) -> Value:
@@ -201,16 +202,53 @@ def _outside(builder: Builder, words: list[Value]) -> Value:
 
 
 def _table(builder: Builder, address: Value) -> Callable[[Value], Value]:
-    """Look-ups of 64 bytes in the 256 bytes at an address, which by permutes are loaded here and once."""
+    """Look-ups of 64 bytes in the 256 bytes at an address, which are loaded here and once."""
     b = builder
-    if "avx512vbmi" not in target_features():
-        return lambda values: _look_up(b, address, values)
-    parts = [_load(b, b.add(address, _constant(64 * i)), ROW) for i in range(4)]
+    if "avx512vbmi" in target_features():
+        return _permuted(b, [_load(b, b.add(address, _constant(64 * i)), ROW) for i in range(4)])
+    if "avx2" in target_features():
+        return _shuffled(b, [_load(b, b.add(address, _constant(16 * i)), _vector(I8, 16)) for i in range(16)])
+    return lambda values: _look_up(b, address, values)
+
+
+def _permuted(builder: Builder, parts: list[Value]) -> Callable[[Value], Value]:
+    """By vpermi2b, which finds a byte among 128, in both halves of the table."""
+    b = builder
 
     def look_up(values: Value) -> Value:
         name = "llvm.x86.avx512.vpermi2var.qi.512"
         lower, upper = (_call(b, name, ROW, [parts[i], values, parts[i + 1]]) for i in (0, 2))
         return b.select(b.icmp_signed("<", values, _all(ROW, 0)), upper, lower)
+
+    return look_up
+
+
+def _shuffled(builder: Builder, parts: list[Value]) -> Callable[[Value], Value]:
+    """By pshufb, which finds a byte among 16 by the lower four bits and gives 0 where the top bit is set.
+
+    For bytes v below 128, the top bit of v - 16 t, not below -128, is clear for t up to floor(v / 16), so that the xor
+    of the parts' differences up to there is the part itself; the others find zeros. With the top bit flipped it is
+    the other way round.
+    """
+    b = builder
+    wide = "avx512bw" in target_features()
+    lanes, name = (64, "llvm.x86.avx512.pshuf.b.512") if wide else (32, "llvm.x86.avx2.pshuf.b")
+    spread = [i % 16 for i in range(lanes)]
+    steps = [_pick(b, p if t % 8 == 0 else b.xor(p, parts[t - 1]), p, spread) for t, p in enumerate(parts)]
+
+    def among(values: Value, steps: list[Value]) -> Value:
+        kind = values.type
+        total = _call(b, name, kind, [steps[0], values])
+        for step in steps[1:]:
+            values = _call(b, f"llvm.ssub.sat.v{lanes}i8", kind, [values, _all(kind, 16)])
+            total = b.xor(total, _call(b, name, kind, [step, values]))
+        return total
+
+    def found(values: Value) -> Value:
+        return b.xor(among(values, steps[:8]), among(b.xor(values, _all(values.type, TOP_BIT)), steps[8:]))
+
+    def look_up(values: Value) -> Value:
+        return found(values) if wide else _join(b, *(found(half) for half in _halves_of(b, values)))
 
     return look_up
 
@@ -555,6 +593,25 @@ def normalize(  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def look_up(context, source, blocks, table, target):  # type: ignore[no-untyped-def]
+    """target[i] = table[source[i]] for 64 `blocks` bytes; table: address of 256 bytes."""
+
+    def emit(context: Any, builder: Builder, signature: Any, arguments: Sequence[Value]) -> Value:
+        b = builder
+        source, blocks, table, target = arguments
+        found = _table(b, table)
+
+        def block(index: Value, carried: list[Value]) -> list[Value]:
+            _store(b, found(_load(b, _at(b, source, index, 64), ROW)), _at(b, target, index, 64))
+            return carried
+
+        _repeat(b, blocks, [], block)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), emit
+
+
+@intrinsic
 def looked_up_sum(context, source, blocks, table):  # type: ignore[no-untyped-def]
     """Sum of table[byte] over 64 `blocks` bytes; table: address of 256 unsigned bytes."""
 
@@ -562,11 +619,10 @@ def looked_up_sum(context, source, blocks, table):  # type: ignore[no-untyped-de
         b = builder
         source, blocks, table = arguments
 
-        look_up = _table(b, table)
+        found = _table(b, table)
 
         def block(index: Value, carried: list[Value]) -> list[Value]:
-            found = look_up(_load(b, _at(b, source, index, 64), ROW))
-            return [_byte_sums(b, carried[0], found, _all(ROW, 1))]
+            return [_byte_sums(b, carried[0], found(_load(b, _at(b, source, index, 64), ROW)), _all(ROW, 1))]
 
         return _total(b, _repeat(b, blocks, [_all(W32, 0)], block)[0])
 

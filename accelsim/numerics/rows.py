@@ -27,10 +27,11 @@ def contiguous_rows(array: Any, name: str, dtypes: Iterable[str]) -> tuple[np.nd
     return found, shape
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def check_out(out: Any, shape: tuple[int, ...], dtype: str, *inputs: np.ndarray) -> np.ndarray:
     """`out`, or a new array where it is None.
 
-    Raises SpecError if it is no array of that shape and dtype, not contiguous, or not to be written to.
+    Raises SpecError if it is no array of that shape and dtype, not contiguous, not to be written to, or lies in the
+    memory of an input, which is read more than once.
     """
     if out is None:
         return np.empty(shape, dtype)
@@ -39,14 +40,16 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         raise SpecError("out", got, f"a numpy array, {dtype} {shape}")
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise SpecError("out", f"strides {out.strides}", "a contiguous array that may be written to")
+    if any(np.may_share_memory(out, array) for array in inputs):
+        raise SpecError("out", "memory of an input", "an array of its own")
     return out
 
 
-def positive(value: Any, name: str) -> float:
-    """The number as a float; raises SpecError if it is none, not finite, or not positive."""
+def positive(value: Any, name: str, or_zero: bool = False) -> float:
+    """The number as a float; raises SpecError if it is none, not finite, or not positive, or not zero where it may."""
     number = not isinstance(value, bool) and isinstance(value, int | float | np.integer | np.floating)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise SpecError(name, value, "a finite number > 0")
+    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
+        raise SpecError(name, value, f"a finite number {'>=' if or_zero else '>'} 0")
     return float(value)
 
 
@@ -56,13 +59,6 @@ def deterministic(rounding: Any) -> Rounding:
     if mode is Rounding.STOCHASTIC:
         raise SpecError("rounding", rounding, "half_away, half_even or floor")
     return mode
-
-
-@atom
-def address_of(array: np.ndarray) -> int:
-    """Address of the first element, signed: numba turns a choice between signed and unsigned numbers into a float."""
-    address: int = np.int64(array.ctypes.data)  # type: ignore[assignment]
-    return address
 
 
 @atom

@@ -22,6 +22,7 @@ from accelsim.errors import SpecError
 from accelsim.jit import atom, kernel, parallel_kernel
 from accelsim.numerics.arrays import (
     Quantized,
+    address_of,
     array_type,
     as_numpy,
     checked_threads,
@@ -213,7 +214,7 @@ def finish_block(
         plan[2],
         plan[3],
         plan[4],
-        table.ctypes.data if plan[5] else 0,
+        address_of(table) if plan[5] else 0,
         out,
         out_row_bytes,
         index,

@@ -29,6 +29,7 @@ from accelsim.errors import SpecError
 from accelsim.jit import atom, kernel, parallel_kernel
 from accelsim.numerics.approximation import exponential_polynomial
 from accelsim.numerics.arrays import (
+    address_of,
     array_type,
     as_numpy,
     checked_threads,
@@ -39,7 +40,7 @@ from accelsim.numerics.arrays import (
 )
 from accelsim.numerics.rounding import Rounding
 from accelsim.numerics.rowcode import BLOCK_ROWS, bit_length, copy_bytes, divide, exponentials, row_maximum
-from accelsim.numerics.rows import address_of, check_out, contiguous_rows, deterministic, positive, row_at
+from accelsim.numerics.rows import check_out, contiguous_rows, deterministic, positive, row_at
 
 MAX_COLS = 2**15
 """Columns up to which the sum of 16-bit exponentials stays below 2^31."""
@@ -231,7 +232,7 @@ def softmax(
     if rows.shape[1] > MAX_COLS:
         raise SpecError("x: shape", shape, f"at most {MAX_COLS} columns")
     masks, mask_rows = (NO_MASK, NO_ROWS) if mask is None else _masks(mask, shape)
-    result = check_out(out, shape, "uint8")
+    result = check_out(out, shape, "uint8", rows)
     flat = result if result.ndim == 2 else result.reshape(rows.shape)
     job = (parameters.plan, parameters.tables, masks, mask_rows, rows, flat)
     threads = checked_threads(threads)
@@ -253,7 +254,7 @@ def _masks(mask: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(rows).view(np.uint8), _numbers(own[:-1], lead)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _numbers(own: tuple[int, ...], lead: tuple[int, ...]) -> np.ndarray:
     """int64, not to be written to: the rows of shape `own`, numbered, broadcast to `lead`."""
     return np.broadcast_to(np.arange(math.prod(own)).reshape(own), lead).ravel()

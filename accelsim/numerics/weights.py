@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -92,12 +93,13 @@ class PackedWeights:
         return self.strips.nbytes
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: `strips`, `zero_points`, `scales`, `bias`, and n, k, bits, name as metadata."""
+        """Write a safetensors file: `strips`, `zero_points`, `scales`, `bias`; n, k, bits, name as JSON."""
         from safetensors.numpy import save_file
 
         tensors = {"strips": self.strips, "zero_points": self.zero_points, "scales": self.scales, "bias": self.bias}
-        about = {"layout": LAYOUT, "n": str(self.n), "k": str(self.k), "bits": str(self.bits), "name": self.name}
-        write_whole(Path(path), lambda partial: save_file(tensors, partial, about))
+        about = {"layout": LAYOUT, "n": self.n, "k": self.k, "bits": self.bits, "name": self.name}
+        text = {"packed_weights": json.dumps(about)}  # one value: the library writes several in any order
+        write_whole(Path(path), lambda partial: save_file(tensors, partial, text))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedWeights:
@@ -125,7 +127,7 @@ class PackedWeights:
             zero_points=tensors["zero_points"],
             scales=tensors["scales"],
             bias=tensors["bias"],
-            name=about.get("name", "weights"),
+            name=str(about.get("name", "weights")),
         )
 
     @cached_property
@@ -210,20 +212,22 @@ def _bias(bias: Any, n: int, name: str) -> np.ndarray:
     return array.copy()
 
 
-def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get("packed_weights", "{}"))
+            return {key: file.get_tensor(key) for key in file.keys()}, about if isinstance(about, dict) else {}  # noqa: SIM118
     except OSError as error:
         raise SpecError(str(path), error.strerror or str(error), "a readable file") from None
-    except (SafetensorError, AttributeError, TypeError) as error:  # the latter two: a type that numpy has not
+    except (SafetensorError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        # AttributeError, TypeError: a type that numpy has not; the last two: text that is no JSON
         raise SpecError(str(path), str(error), "a complete safetensors file") from None
 
 
-def _stored_size(about: dict[str, str], key: str, path: str | os.PathLike[str]) -> int:
-    text = about.get(key, "")
-    if not text.isdecimal() or len(text) > 10 or not 1 <= int(text) < 2**31:
-        raise SpecError(f"{path}: {key}", text, "an integer >= 1")
-    return int(text)
+def _stored_size(about: dict[str, Any], key: str, path: str | os.PathLike[str]) -> int:
+    size = about.get(key)
+    if type(size) is not int or not 1 <= size < 2**31:
+        raise SpecError(f"{path}: {key}", size, "an integer >= 1")
+    return size
