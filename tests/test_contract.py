@@ -259,7 +259,7 @@ def test_every_op_is_a_row_and_a_run_without_work_is_an_error():
 
     empty = Graph("empty", graph.tensors, free, graph.inputs, (free[0].output,), graph.meta)
     with pytest.raises(SpecError, match="at least one op that computes"):
-        simulate(empty, platform("systolic-16x16"), precision="w8a8")
+        simulate(empty, platform("systolic-16x16"), precision="int8")
 
 
 def test_vector_unit_works_beside_the_array_where_the_graph_allows():
@@ -281,7 +281,7 @@ def test_vector_unit_works_beside_the_array_where_the_graph_allows():
         Linear(name="linear", inputs=("a", "w"), output="y", group="left"),
         Softmax(name="softmax", inputs=("b",), output="z", group="right"),
     )
-    graph = Graph("beside", tensors, ops, ("a", "b"), ("y", "z"), {"precision": "w8a8"}).check()
+    graph = Graph("beside", tensors, ops, ("a", "b"), ("y", "z"), {"precision": "int8"}).check()
     chip = platform("systolic-32x32", {"dram.bytes_per_cycle": 1024})
     analytic, events = (simulate(graph, chip, detail=d).total for d in ("analytic", "events"))
     slower = max(simulate(graph, chip).columns["cycles"])
@@ -311,7 +311,7 @@ def test_weights_of_the_next_op_are_prefetched():
             if second_is_parameter
             else Matmul(name="second", inputs=("y", "v2"), output="z", group="", transpose_b=True)
         )
-        return Graph("chain", tensors, (first, second), ("a", "v2"), ("z",), {"precision": "w8a8"}).check()
+        return Graph("chain", tensors, (first, second), ("a", "v2"), ("z",), {"precision": "int8"}).check()
 
     chip = platform("systolic-16x16", {"dram.bytes_per_cycle": 8})
     with_prefetch, without = (simulate(chain(p), chip, detail="events").total.cycles for p in (True, False))

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "files", "work", "jit", "formulas"},
-    {"platforms", "graph", "numerics", "literal"},
+    {"platforms", "graph", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
-    {"simulate", "events", "sweep", "execute", "transforms", "trace", "explain", "validate", "search", "executors"},
+    {"simulate", "events", "sweep", "transforms", "trace", "explain", "validate", "search", "executors"},
+    {"params", "integers", "execute"},
     {"plots", "html"},
     {"cli", "__main__"},
 ]

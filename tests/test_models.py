@@ -155,7 +155,7 @@ def test_bert_base_equals_the_published_table(seq: int) -> None:
 
 def test_the_published_table_notices_a_forgotten_operator() -> None:
     """Without GELU, or with the (seq, seq) tensors left out, the tolerances above are exceeded."""
-    graph = with_precision(trace("bert-base", seq=512), "w8a8")
+    graph = with_precision(trace("bert-base", seq=512), "int8")
     flops, memory = encoder(512)
     forgotten = sum(w.bytes for op in graph.ops if isinstance(op, ops.Gelu) for w in graph.work(op))
     assert abs((memory - forgotten) / 1e9 / TABLE["memory_operations_g"]["512"] - 1) > MEMORY_TOLERANCE

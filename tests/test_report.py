@@ -110,7 +110,7 @@ def synthetic(rows: list[dict[str, Any]], clock_hz: float = 1e9, detail: str = "
         stall_cycles=cycles - compute, time_s=cycles / clock_hz, sram_bytes=sum(columns["sram_bytes"]),
         dram_bytes=sum(columns["dram_bytes"]), energy_j=sum(columns["energy_j"]), power_w=0.0, utilization=0.5,
     )  # fmt: skip
-    return Report("m", "made-up", 8, 1, "w8a8", detail, clock_hz, columns, total, {"mac": total.energy_j})
+    return Report("m", "made-up", 8, 1, "int8", detail, clock_hz, columns, total, {"mac": total.energy_j})
 
 
 SYNTHETIC = st.lists(ROW, min_size=1, max_size=30).map(synthetic)
@@ -292,7 +292,7 @@ def test_breakdown_prints_the_numbers_it_draws(tiny: Report) -> None:
         assert float(said[at + 2]) == pytest.approx(100 * row["share"], abs=0.051)
         assert float(said[at + 3]) == pytest.approx(100 * row["stall_cycles"] / row["cycles"], abs=0.051)
     below = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
-    for fact in ("bert-tiny", "seq 128", "batch 1", "systolic-32x32", "w8a8", "events", "fold timing: pipelined"):
+    for fact in ("bert-tiny", "seq 128", "batch 1", "systolic-32x32", "int8", "events", "fold timing: pipelined"):
         assert fact in below
 
 

@@ -517,8 +517,8 @@ def test_width_of_a_product(arithmetic: Arithmetic, a_bits: int, w_bits: int, in
     ("device", "precision", "words"),
     [
         ("k80", "fp16", ["k80", "needs float 16 x 16", "has fp32", "--precision (fp32)", "peak_flops_per_s.fp16"]),
-        ("k80", "w8a8", ["needs int 8 x 8", "has fp32", "peak_flops_per_s.int8"]),
-        ("t4", "bf16", ["needs bfloat 16 x 16", "fp32, fp16, int8, int4", "w8a8"]),
+        ("k80", "int8", ["needs int 8 x 8", "has fp32", "peak_flops_per_s.int8"]),
+        ("t4", "bf16", ["needs bfloat 16 x 16", "fp32, fp16, int8, int4", "int8"]),
         ("tpu-v3", "fp32", ["needs float 32 x 32", "has bf16", "--precision (bf16)"]),
         ("i7-8700", "fp16", ["needs float 16 x 16", "has fp32, int8"]),
     ],
@@ -543,7 +543,7 @@ def test_default_precision() -> None:
     found = {name: platform(name).default_precision() for name in DEVICES}
     assert found == {**dict.fromkeys(DEVICES, "fp32"), "tpu-v3": "bf16"}
     assert replace(DEVICE, peak_flops_per_s=PerWidth(0.0, 1.0, 0.0, 1.0, 0.0)).default_precision() == "fp16"
-    assert replace(DEVICE, peak_flops_per_s=PerWidth(0.0, 0.0, 0.0, 1.0, 0.0)).default_precision() == "w8a8"
+    assert replace(DEVICE, peak_flops_per_s=PerWidth(0.0, 0.0, 0.0, 1.0, 0.0)).default_precision() == "int8"
 
 
 def test_a_kernel_too_long_to_count_is_refused() -> None:

@@ -14,6 +14,7 @@ means), `scaling` (sums to 8 bits), `weights` (packing), `loops` and `product` (
 from accelsim.numerics.arrays import Quantized
 from accelsim.numerics.elementwise import (
     EmbeddingSum,
+    FunctionTable,
     GeluPolynomial,
     GeluTable,
     ResidualAdd,
@@ -32,6 +33,7 @@ from accelsim.numerics.weights import PackedWeights
 
 __all__ = [
     "EmbeddingSum",
+    "FunctionTable",
     "GeluPolynomial",
     "GeluTable",
     "LayerNormFixed",

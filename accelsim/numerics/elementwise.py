@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -76,6 +76,36 @@ def _table(results: Sequence[int], dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return np.roll(np.array(kept).astype(dtype), 128), np.roll(np.array(clamped, np.uint8), 128)  # byte 0 is x = 0
 
 
+class FunctionTable(_Gelu):
+    """A function of one 8-bit number, by a table of its exact values."""
+
+    @classmethod
+    def of(
+        cls,
+        function: Callable[[float], float],
+        *,
+        x_scale: float,
+        out_scale: float,
+        rounding: str | Rounding,
+        dtype: str,
+        x_zero_point: int = 0,
+        out_zero_point: int = 0,
+    ) -> Self:
+        """clamp(round(function((x - x_zero_point) x_scale) / out_scale) + out_zero_point) for every int8 x.
+
+        function: of a float64, evaluated here and never again. dtype: of the result, int8 or uint8. Raises SpecError
+        for scales that are not positive, zero points out of range, unknown names, and stochastic rounding.
+        """
+        mode = deterministic(rounding)
+        step, out_step = positive(x_scale, "x_scale"), positive(out_scale, "out_scale")
+        zero = whole_number(x_zero_point, "x_zero_point", -128, 127)
+        if dtype not in RANGES:
+            raise SpecError.unknown("dtype", dtype, RANGES)
+        out_zero = whole_number(out_zero_point, "out_zero_point", *RANGES[dtype])
+        quotients = [function((x - zero) * step) / out_step for x in range(-128, 128)]
+        return cls(*_table([_rounded(q, mode) + out_zero for q in quotients], dtype))
+
+
 class GeluTable(_Gelu):
     """GELU by a table of its exact values."""
 
@@ -90,20 +120,21 @@ class GeluTable(_Gelu):
         x_zero_point: int = 0,
         out_zero_point: int = 0,
     ) -> Self:
-        """clamp(round(GELU((x - x_zero_point) x_scale) / out_scale) + out_zero_point) for every int8 x.
+        """`FunctionTable` of GELU(v) = v (1 + erf(v / sqrt(2))) / 2."""
+        table = FunctionTable.of(
+            _gelu_of,
+            x_scale=x_scale,
+            out_scale=out_scale,
+            rounding=rounding,
+            dtype=dtype,
+            x_zero_point=x_zero_point,
+            out_zero_point=out_zero_point,
+        )
+        return cls(table.table, table.clamped)
 
-        GELU(v) = v (1 + erf(v / sqrt(2))) / 2 in float64, once. dtype: of the result, int8 or uint8. Raises SpecError
-        for scales that are not positive, zero points out of range, unknown names, and stochastic rounding.
-        """
-        mode = deterministic(rounding)
-        step, out_step = positive(x_scale, "x_scale"), positive(out_scale, "out_scale")
-        zero = whole_number(x_zero_point, "x_zero_point", -128, 127)
-        if dtype not in RANGES:
-            raise SpecError.unknown("dtype", dtype, RANGES)
-        out_zero = whole_number(out_zero_point, "out_zero_point", *RANGES[dtype])
-        reals = [(x - zero) * step for x in range(-128, 128)]
-        quotients = [v * (1 + math.erf(v * math.sqrt(0.5))) / 2 / out_step for v in reals]
-        return cls(*_table([_rounded(q, mode) + out_zero for q in quotients], dtype))
+
+def _gelu_of(v: float) -> float:
+    return v * (1 + math.erf(v * math.sqrt(0.5))) / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +228,7 @@ def _gelu_compiled(threaded: bool) -> Any:
 
 
 def gelu(
-    x: Any, parameters: GeluTable | GeluPolynomial, *, threads: int = 1, out: np.ndarray | None = None
+    x: Any, parameters: FunctionTable | GeluTable | GeluPolynomial, *, threads: int = 1, out: np.ndarray | None = None
 ) -> Quantized:
     """(8-bit of the shape of x, how many had to be clamped): GELU of int8 x of any shape.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from accelsim.errors import Infeasible, SpecError
-from accelsim.files import write_whole
+from accelsim.files import read_safetensors, write_whole
 from accelsim.numerics.arrays import as_numpy, real_numbers
 from accelsim.numerics.llvm import LANES
 
@@ -104,31 +104,44 @@ class PackedWeights:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PackedWeights:
         """Read what `save` wrote. Raises SpecError for a file that is missing, cut short or not of this layout."""
-        tensors, about = _read_safetensors(path)
+        tensors, about = read_safetensors(path, "packed_weights")
         if about.get("layout") != LAYOUT:
             raise SpecError(f"{path}: layout", about.get("layout"), f"{LAYOUT}, as PackedWeights.save writes")
         n, k, bits = (_stored_size(about, key, path) for key in ("n", "k", "bits"))
         if bits not in WEIGHT_RANGES:
             raise SpecError(f"{path}: bits", bits, f"one of {', '.join(map(str, WEIGHT_RANGES))}")
-        shape = (-(-n // LANES), -(-k // 4), 8 * bits)
-        for key, dtype, want in (
-            ("strips", "uint8", shape),
-            ("zero_points", "int32", (n,)),
-            ("scales", "float64", (n,)),
-            ("bias", "int32", (n,)),
-        ):
-            if key not in tensors or tensors[key].dtype.name != dtype or tensors[key].shape != want:
-                found = f"{tensors[key].dtype} {tensors[key].shape}" if key in tensors else "nothing"
-                raise SpecError(f"{path}: {key}", found, f"{dtype} {want}")
-        draft = cls(n, k, bits, tensors["strips"], *(np.zeros(n),) * 5)
-        return cls.pack(
-            draft.unpack(),
+        for key, dtype, want in (("zero_points", "int32", (n,)), ("scales", "float64", (n,)), ("bias", "int32", (n,))):
+            _check_array(tensors.get(key), f"{path}: {key}", dtype, want)
+        return cls.from_strips(
+            tensors.get("strips"),
+            n=n,
+            k=k,
             bits=bits,
             zero_points=tensors["zero_points"],
             scales=tensors["scales"],
             bias=tensors["bias"],
             name=str(about.get("name", "weights")),
+            path=f"{path}: strips",
         )
+
+    @classmethod
+    def from_strips(
+        cls,
+        strips: np.ndarray | None,
+        *,
+        n: int,
+        k: int,
+        bits: int,
+        zero_points: Any,
+        scales: Any,
+        bias: Any = None,
+        name: str,
+        path: str,
+    ) -> PackedWeights:
+        """Weights from the strips of others, as a file holds them; raises SpecError with `path` for another shape."""
+        _check_array(strips, path, "uint8", (-(-n // LANES), -(-k // 4), 8 * bits))
+        w = cls(n, k, bits, strips, *(np.zeros(n),) * 5).unpack()  # type: ignore[arg-type]
+        return cls.pack(w, bits=bits, zero_points=zero_points, scales=scales, bias=bias, name=name)
 
     @cached_property
     def kernel_view(self) -> tuple[np.ndarray, ...]:
@@ -212,18 +225,10 @@ def _bias(bias: Any, n: int, name: str) -> np.ndarray:
     return array.copy()
 
 
-def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("packed_weights", "{}"))
-            return {key: file.get_tensor(key) for key in file.keys()}, about if isinstance(about, dict) else {}  # noqa: SIM118
-    except OSError as error:
-        raise SpecError(str(path), error.strerror or str(error), "a readable file") from None
-    except (SafetensorError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        # AttributeError, TypeError: a type that numpy has not; the last two: text that is no JSON
-        raise SpecError(str(path), str(error), "a complete safetensors file") from None
+def _check_array(array: np.ndarray | None, path: str, dtype: str, shape: tuple[int, ...]) -> None:
+    if array is None or array.dtype.name != dtype or array.shape != shape:
+        found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+        raise SpecError(path, found, f"{dtype} {shape}")
 
 
 def _stored_size(about: dict[str, Any], key: str, path: str | os.PathLike[str]) -> int:

@@ -27,6 +27,7 @@ from accelsim.ops.memory import (
     Unsqueeze,
     View,
 )
+from accelsim.ops.quantized import AddLayerNorm, Dequantize, Quantize
 from accelsim.ops.vector import (
     Activation,
     Add,
@@ -76,6 +77,7 @@ from accelsim.ops.vector import (
 __all__ = [
     "Activation",
     "Add",
+    "AddLayerNorm",
     "AllTrue",
     "Amax",
     "AnyTrue",
@@ -89,6 +91,7 @@ __all__ = [
     "Clone",
     "Copy",
     "Cumsum",
+    "Dequantize",
     "Div",
     "Dropout",
     "Elementwise",
@@ -118,6 +121,7 @@ __all__ = [
     "Pad",
     "Permute",
     "Pow",
+    "Quantize",
     "RSub",
     "Reduction",
     "Relu",

@@ -14,6 +14,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from accelsim.errors import SpecError
+from accelsim.files import read_description, spec_error
 from accelsim.jit import atom
 from accelsim.work import Work, work_array
 
@@ -221,7 +222,7 @@ def from_mapping(data: Any, source: str, overrides: MappingABC[str, Any] | None 
     try:
         platform: Platform = TypeAdapter(target).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise _spec_error(error, target, source) from None
+        raise spec_error(error, target, source) from None
     return platform
 
 
@@ -244,29 +245,6 @@ def _set(values: dict[str, Any], path: list[str], value: Any, whole: str) -> Non
     _set(inner, rest, value, whole)
 
 
-def _spec_error(error: Any, target: type, source: str) -> SpecError:
-    """The first complaint of pydantic as one of ours."""
-    import typing
-    from dataclasses import fields, is_dataclass
-    from enum import Enum
-
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    path = ".".join(location)
-    holder: Any = target
-    for part in location[:-1]:
-        holder = typing.get_type_hints(holder).get(part, holder)
-    if first["type"] == "unexpected_keyword_argument" and is_dataclass(holder):
-        return SpecError.unknown(f"{source}: field {path}", location[-1], [f.name for f in fields(holder)])
-    hint = typing.get_type_hints(holder).get(location[-1]) if location else None
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return SpecError.unknown(f"{source}: {path}", first["input"], [m.name.lower() for m in hint])
-    if first["type"].startswith("missing"):
-        return SpecError(f"{source}: field {path}", None, "a value: the field is missing")
-    legal = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return SpecError(f"{source}: {path}", first["input"], legal)
-
-
 def parse_value(text: str) -> Any:
     """A number, word or boolean as YAML 1.2 reads it; `nan` stays a number, so that it is refused as one."""
     try:
@@ -277,26 +255,6 @@ def parse_value(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
-
-
-def read_description(path: Path) -> Any:
-    """The content of a YAML or JSON file. Raises SpecError if it cannot be read or parsed."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(str(path), getattr(error, "strerror", None) or "not text", "a readable text file") from None
-    if path.suffix.lower() == ".json":
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise SpecError(str(path), str(error), "complete JSON") from None
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise SpecError(str(path), " ".join(str(error).split())[:160], "YAML") from None
 
 
 PRESETS = Path(__file__).parent / "presets"

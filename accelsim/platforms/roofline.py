@@ -60,7 +60,7 @@ _PRECISIONS = {
     Width.FP32: "fp32",
     Width.FP16: "fp16",
     Width.BF16: "bf16",
-    Width.INT8: "w8a8 or w4a8",
+    Width.INT8: "int8",
     Width.INT4: "an int4 precision",
 }
 
@@ -167,9 +167,9 @@ class Roofline(Platform):
         return int(width_of(work.arithmetic, work.a_bits, work.w_bits, self.peak_flops_per_s.int4))
 
     def default_precision(self) -> str:
-        """fp32 if the device computes it, else bf16, else fp16, else w8a8."""
+        """fp32 if the device computes it, else bf16, else fp16, else int8."""
         order = {Width.FP32: "fp32", Width.BF16: "bf16", Width.FP16: "fp16"}
-        return next((name for width, name in order.items() if width in self.widths), "w8a8")
+        return next((name for width, name in order.items() if width in self.widths), "int8")
 
     def unit(self, work: Work) -> int:
         """0: there is one unit, the device."""

@@ -137,7 +137,7 @@ class Systolic(Platform):
                 asked,
                 has,
                 "bits",
-                ["--precision (w8a8 and w4a8 are integers)", "arithmetic", "input_bits", "weight_bits"],
+                ["--precision (int8, i-bert and fq-bert are integers)", "arithmetic", "input_bits", "weight_bits"],
             )
         if self.arithmetic is Arithmetic.INT:
             needed = work.a_bits + work.w_bits - 1 + work.k.bit_length()
@@ -147,7 +147,7 @@ class Systolic(Platform):
 
     def default_precision(self) -> str:
         if self.arithmetic is Arithmetic.INT:
-            return "w8a8"
+            return "int8"
         return "bf16" if self.arithmetic is Arithmetic.BFLOAT else "fp16" if self.input_bits < 32 else "fp32"
 
     def unit(self, work: Work) -> int:
