@@ -287,15 +287,31 @@ class Listed(StrEnum):
 
     models = "models"
     platforms = "platforms"
+    experiments = "experiments"
+    checkpoints = "checkpoints"
+
+
+class Experiment(StrEnum):
+    """What `reproduce` reproduces."""
+
+    fqbert_accuracy = "fqbert-accuracy"
 
 
 @app.command("list")
-def list_names(what: Annotated[Listed, typer.Argument(help="models or platforms")]) -> None:
+def list_names(
+    what: Annotated[Listed, typer.Argument(help="models, platforms, experiments or checkpoints (quantized models)")],
+) -> None:
     """Print the names that other commands take, one a line."""
     if what is Listed.models:
         from accelsim_models.zoo import names as models
 
         print("\n".join(models()))
+    elif what is Listed.experiments:
+        print("\n".join(Experiment))
+    elif what is Listed.checkpoints:
+        from accelsim_models.checkpoints import names as checkpoints
+
+        print("\n".join(checkpoints()))
     else:
         from accelsim.platforms import names
 
@@ -370,11 +386,14 @@ class Validated(StrEnum):
 
     platforms = "platforms"
     kernels = "kernels"
+    model = "model"
 
 
 VALIDATE_EPILOG = """Examples:
 
 accelsim validate kernels --out kernels.csv
+
+accelsim validate model --figure error.png
 
 accelsim validate platforms --pairs 500 --seed 0
 """
@@ -386,17 +405,32 @@ def validate(
         Validated,
         typer.Argument(
             help="kernels: the integer operators against their definitions and other engines; "
+            "model: a quantized model against its PyTorch reference, op by op, and its accuracy; "
             "platforms: the event model against the analytic one"
         ),
     ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="model: a name (`accelsim list checkpoints`) or a .safetensors file; default: FQ-BERT"),
+    ] = None,
     pairs: Annotated[int, typer.Option("--pairs", help="platforms: random (workload, platform) pairs")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="of the random draw")] = 0,
     timed: Annotated[bool, typer.Option("--timed/--untimed", help="kernels: measure speed as well")] = True,
-    out: Annotated[Path | None, typer.Option("--out", help="kernels: write the rows: .csv or .json")] = None,
+    texts: Annotated[int, typer.Option("--texts", min=1, help="model: texts on which every op is compared")] = 128,
+    out: Annotated[Path | None, typer.Option("--out", help="kernels, model: write the rows: .csv or .json")] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="model: draw where the error enters: .png, .pdf, .svg")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check what can be checked on this machine; exit status 1 if anything differs."""
-    if what is Validated.kernels:
+    if what is not Validated.model and (checkpoint is not None or figure is not None):
+        raise SpecError(
+            f"validate {what.value}", checkpoint or f"--figure {figure}", "a checkpoint or figure of a model"
+        )
+    if what is Validated.model:
+        rows = _validate_model(checkpoint, texts, out, figure, as_json)
+    elif what is Validated.kernels:
         rows = _validate_kernels(seed, timed, out, as_json)
     else:
         rows = _validate_platforms(pairs, seed, as_json)
@@ -438,6 +472,55 @@ def _validate_kernels(seed: int, timed: bool, out: Path | None, as_json: bool) -
         if out is not None:
             print(f"wrote {out}")
     return rows
+
+
+def _validate_model(
+    checkpoint: str | None, texts: int, out: Path | None, figure: Path | None, as_json: bool
+) -> list[dict[str, Any]]:
+    from accelsim_experiments import model
+    from accelsim_models import checkpoints
+
+    from accelsim.report import check_output
+
+    for target, suffixes in ((out, (".csv", ".json")), (figure, (".png", ".pdf", ".svg"))):
+        if target is not None:
+            check_output(target, dict.fromkeys(suffixes))
+    params = checkpoints.load(checkpoint or model.DEFAULT)
+    rows = _tracked(model.table(params, texts), "ops", None)
+    if out is not None:
+        model.save(rows, out)
+    if figure is not None:
+        from accelsim.plots import save_figure
+
+        save_figure(model.figure(rows, f"{params.spec.name}: where the rounding error enters"), figure)
+    if as_json:
+        print(json.dumps({"rows": model.as_json(rows)}))
+    else:
+        print("\n".join([*model.text(rows, params), *(f"wrote {path}" for path in (out, figure) if path is not None)]))
+    return rows
+
+
+REPRODUCE_EPILOG = """Examples:
+
+accelsim reproduce fqbert-accuracy --small
+
+accelsim reproduce fqbert-accuracy --out results/
+"""
+
+
+@app.command(epilog=REPRODUCE_EPILOG)
+def reproduce(
+    name: Annotated[Experiment, typer.Argument(help="an experiment (`accelsim list experiments`)")],
+    small: Annotated[bool, typer.Option("--small", help="evaluate what ships, train nothing: minutes")] = False,
+    out: Annotated[
+        Path, typer.Option("--out", help="folder for records, tables and figures; a run that was cut off goes on there")
+    ] = Path("results"),
+) -> None:
+    """Repeat an experiment of a paper and print its numbers beside ours."""
+    from accelsim_experiments import fqbert_accuracy
+
+    for line in fqbert_accuracy.reproduce(out / name.value, small):
+        print(line, flush=True)
 
 
 def main() -> None:

@@ -77,7 +77,11 @@ def integer_kernel(op: Op, graph: Graph, params: Params) -> Kernel | None:
         raise SpecError(f"{op.name}: integer meaning of {op.operator}", "none", f"one of {', '.join(_operators())}")
     key = (op, tuple(steps.get(n, n) for n in (*op.inputs, op.output)), graph.tensors[op.output].dtype)
     if key not in params.kernels:
-        params.kernels[key] = make(Site(op, graph, params))
+        try:
+            params.kernels[key] = make(Site(op, graph, params))
+        except SpecError as error:  # of steps that no multiplier, table or polynomial is made for
+            named = error.path if op.name in error.path else f"{op.name}: {error.path}"
+            raise SpecError(named, error.value, error.legal) from None
     found: Kernel = params.kernels[key]
     return found
 

@@ -86,13 +86,16 @@ class Params:
         return result
 
     def scale_of(self, graph: Graph, name: str) -> tuple[Any, int]:
-        """(scale, zero point) of an activation: of int32 sums one scale for each column, zero point 0."""
+        """(scale, zero point) of an activation: of int32 sums one scale for each column, zero point 0.
+
+        Of views of such sums, an array in their shape.
+        """
         source = graph.memo.setdefault("steps", steps_of(graph)).get(name, name)
         if graph.tensors[source].dtype is not DType.INT32:
             return self.step(source)
         (op,) = [op for op in graph.ops if op.output == source]
         scale, _ = self.scale_of(graph, op.inputs[0])
-        return scale * self.matrix(op.inputs[1]).scales, 0
+        return in_view(graph, name, source, scale * self.matrix(op.inputs[1]).scales), 0
 
     def matrix(self, name: str) -> PackedWeights:
         """The packed weights of a linear layer; of a table that one reads as well, packed when first asked for."""
@@ -182,6 +185,20 @@ class Params:
                 raise SpecError(f"{path}: {name}", "NaN or infinity", "finite numbers")
         steps = {name: Step(float(s), int(z)) for name, (s, z) in head["steps"].items()}
         return cls(QuantSpec.from_json(head["spec"], str(path)), weights, arrays, steps, head["about"])
+
+
+def in_view(graph: Graph, name: str, source: str, values: np.ndarray) -> np.ndarray:
+    """Values that belong to the columns of `source`, where its views and copies up to `name` have put them."""
+    if name == source:
+        return values
+    makers = {op.output: op for op in graph.ops}
+
+    def follow(tensor: str) -> np.ndarray:
+        if tensor == source:
+            return np.broadcast_to(values, graph.tensors[source].shape)
+        return makers[tensor].execute(*(follow(n) for n in makers[tensor].inputs))
+
+    return follow(name)
 
 
 def _one_if_equal(values: np.ndarray) -> np.ndarray:

@@ -28,12 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import accelsim
 from accelsim import ops
 from accelsim.errors import SpecError
 from accelsim.graph import DType, Graph, Op, Role
 from accelsim.numerics import PackedWeights
-from accelsim.params import Params, Step, step_in
+from accelsim.params import Params, Step, in_view, step_in
 from accelsim.quantspec import Format, QuantSpec
 from accelsim.transforms.quantize import output_classes, quantize, ranges_wanted, steps_of, weight_classes
 
@@ -42,6 +41,8 @@ GraphAt = Callable[[int, int], Graph]
 MODES = ("float", "fake", "exact")
 CLIPS = 40
 """Clips that the observer mse tries, from 0.2 of the largest magnitude up to all of it."""
+SEARCHED = 2**17
+"""Magnitudes of a row that the search looks at, evenly spread over it, if there are more than twice as many."""
 TABLES = (DType.INT8, DType.UINT8)
 
 
@@ -76,6 +77,7 @@ def clip_of(magnitudes: Tensor, form: Format, percentile: float) -> Tensor:
         return magnitudes.kthvalue(rank, dim=1).values
     if form.observer != "mse":
         return largest
+    magnitudes = magnitudes[:, :: max(1, magnitudes.shape[1] // SEARCHED)]
     best, least = largest.clone(), torch.full_like(largest, math.inf)
     for i in range(CLIPS):
         clip = largest * (0.2 + 0.8 * (i + 1) / CLIPS)
@@ -254,9 +256,9 @@ class Value:
 class QuantizedBert(nn.Module):
     """A traced model with the quantizers of a `QuantSpec` in it.
 
-    graph_at: float graph for (batch, seq). weights: float tensors by the graph's names; a missing matrix or table of a
-    new head is made from `seed` (normal, 0.02), as BERT makes its own. Raises SpecError for weights that are missing,
-    of another shape, or not finite.
+    graph_at: float graph for (batch, seq). weights: float tensors by the graph's names; what is missing, as a new
+    head, is made from `seed` as BERT makes its own: matrices normal with 0.02, norms 1, biases 0. Raises SpecError for
+    weights that are missing without a seed, of another shape, or not finite.
     """
 
     def __init__(
@@ -291,8 +293,35 @@ class QuantizedBert(nn.Module):
                 self.constants[name] = weights[name] if name in weights else _buffer(name, tensor.shape)
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
+        self.seen: dict[str, int] = {}
         self.clips = nn.ParameterDict()
+        self.given: dict[str, Step] = {}
         self._weight_steps: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_params(cls, graph_at: GraphAt, params: Params) -> QuantizedBert:
+        """The model with the integers and steps of `params`, in exact mode; its float weights are what those mean.
+
+        Its float mode is then the same model without rounding of activations.
+        """
+        weights = {name: torch.from_numpy(np.array(a)) for name, a in params.arrays.items()}
+        steps: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, packed in params.weights.items():
+            equal = (packed.scales == packed.scales[0]).all() and (packed.zero_points == packed.zero_points[0]).all()
+            n = 1 if equal else packed.n
+            scales, zeros = torch.from_numpy(packed.scales[:n]), torch.from_numpy(packed.zero_points[:n]).long()
+            q = torch.from_numpy(packed.unpack()).long()
+            weights[name] = ((q - zeros[:, None]).double() * scales[:, None]).float()
+            steps[name] = scales, zeros
+        for name in params.steps.keys() & weights.keys():
+            scale, zero = params.steps[name]
+            weights[name] = ((weights[name].long() - zero).double() * scale).float()
+            steps[name] = torch.tensor([scale], dtype=torch.float64), torch.tensor([zero])
+        model = cls(graph_at, weights, params.spec)
+        model._weight_steps = steps
+        model.given = {name: step for name, step in params.steps.items() if name not in steps}
+        model.mode = "exact"
+        return model.eval()
 
     def graph(self, batch: int, seq: int) -> Graph:
         """The quantized graph at a size."""
@@ -346,6 +375,8 @@ class QuantizedBert(nn.Module):
         if name in self._weight_steps:
             s, z = self._weight_steps[name]
             return Step(float(s[0]), int(z[0]))
+        if name in self.given:
+            return self.given[name]
         if kind == "probabilities":
             return Step(step_in(1 / (2**self.spec.probabilities.bits - 1), self.spec.scale_format), 0)
         if kind == "tanh":
@@ -361,7 +392,11 @@ class QuantizedBert(nn.Module):
         return Step(s, min(max(round(-128 - low / s), -128), 127))
 
     def _observe(self, name: str, x: Tensor) -> None:
-        """Take the range of one batch into account, as the observer of the tensor's class says."""
+        """Take the range of one batch into account, as the observer of the tensor's class says.
+
+        A moving average is corrected for its start (as Adam's): after n batches the share of the newest is
+        (1 - d) / (1 - d^n), and a calibration is a weighted mean of its batches.
+        """
         form = self.spec.format_of(self.observed[name])
         x = x.detach().float().flatten()
         if form.observer in ("percentile", "mse"):
@@ -375,9 +410,11 @@ class QuantizedBert(nn.Module):
         elif form.observer == "abs_max":
             self.low[name], self.high[name] = min(self.low[name], low), max(self.high[name], high)
         else:
+            self.seen[name] = self.seen.get(name, 1) + 1
             d = self.spec.ema_decay
-            self.low[name] = d * self.low[name] + (1 - d) * low
-            self.high[name] = d * self.high[name] + (1 - d) * high
+            share = (1 - d) / (1 - d ** self.seen[name]) if d < 1 else 1 / self.seen[name]
+            self.low[name] += share * (low - self.low[name])
+            self.high[name] += share * (high - self.high[name])
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -419,8 +456,8 @@ class QuantizedBert(nn.Module):
         if graph.tensors[name].dtype is DType.INT32:
             source = steps[name]
             (op,) = (op for op in graph.ops if op.output == source)
-            scale = self.step(steps[op.inputs[0]]).scale * self._weight_steps[op.inputs[1]][0]
-            return (value.q.double() * scale).float()
+            scale = self.step(steps[op.inputs[0]]).scale * self._weight_steps[op.inputs[1]][0].numpy()
+            return (value.q.double() * torch.from_numpy(np.array(in_view(graph, name, source, scale)))).float()
         s, z = self.step(steps[name])
         return ((value.q - z).double() * s).float()
 
@@ -567,7 +604,7 @@ def _weight(
         if not made:
             raise SpecError("weights", f"no {name}", "a tensor for every weight of the graph, or a seed for new ones")
         if len(shape) < 2:
-            return torch.zeros(shape)
+            return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
         return torch.randn(shape, generator=generator) * 0.02
     w = torch.as_tensor(weights[name]).detach().clone().float()
     if tuple(w.shape) != shape:
@@ -748,29 +785,3 @@ _EXACT: dict[type[Op], Callable[..., Any]] = {
     ops.Tanh: _function_exact,
     ops.Sigmoid: _function_exact,
 }
-
-
-# --- graphs -----------------------------------------------------------------------------------------------------------
-
-
-def graphs(model: str, head: str, labels: int = 2) -> GraphAt:
-    """Float graphs of a zoo model at any size, with another number of labels where its head is a classifier."""
-
-    @lru_cache(maxsize=256)
-    def at(batch: int, seq: int) -> Graph:
-        graph = accelsim.trace(model, seq=seq, batch=batch, head=head)
-        return graph if labels == 2 else with_labels(graph, labels)
-
-    return at
-
-
-def with_labels(graph: Graph, labels: int) -> Graph:
-    """The graph whose last linear layer has that many outputs."""
-    from dataclasses import replace
-
-    last = next(op for op in reversed(graph.ops) if isinstance(op, ops.Linear))
-    shapes = {last.inputs[1]: (labels, graph.tensors[last.inputs[1]].shape[1])}
-    shapes |= {name: (labels,) for name in last.inputs[2:]}
-    shapes[last.output] = (*graph.tensors[last.output].shape[:-1], labels)
-    tensors = {n: replace(t, shape=shapes.get(n, t.shape)) for n, t in graph.tensors.items()}
-    return replace(graph, tensors=tensors).check()

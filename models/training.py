@@ -25,7 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelsim_models import data, fetch
-from accelsim_models.quantized_bert import QuantizedBert, graphs, observing
+from accelsim_models.graphs import graphs
+from accelsim_models.quantized_bert import QuantizedBert, observing
 from torch import Tensor
 
 import accelsim
@@ -182,6 +183,7 @@ def calibrate(model: QuantizedBert, task: Task, seed: int, batches: int = CALIBR
     model.mode = "float"
     model.low.clear()
     model.high.clear()
+    model.seen.clear()
     with torch.no_grad(), observing(model):
         for i, part in enumerate(data.shuffled_batches(task.train, 32, seed, 0)):
             if i == batches:
@@ -270,7 +272,7 @@ def _keep(
     for name, p in trained.items():
         for key in ("exp_avg", "exp_avg_sq"):
             tensors[f"{key}.{name}"] = optimizer.state[p][key].contiguous()
-    about = {"run": run, "losses": losses, "low": model.low, "high": model.high}
+    about = {"run": run, "losses": losses, "low": model.low, "high": model.high, "seen": model.seen}
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / "state.safetensors", lambda p: save_file(tensors, p, {"state": json.dumps(about)}))
@@ -296,6 +298,7 @@ def _restore(model: QuantizedBert, optimizer: Any, trained: Mapping[str, Tensor]
             }
     model.low.update(about["low"])
     model.high.update(about["high"])
+    model.seen.update(about.get("seen", {}))
     return losses
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,6 +259,17 @@ def test_work_of_an_embedding_is_the_rows_it_reads() -> None:
     )
     work = _work(ops.Embedding(name="e", inputs=("t", "i"), output="y", group="g"), table, ids, out)
     assert (work.kind, work.in_bytes, work.out_bytes) == (WorkKind.MOVE, 80 + 80, 320)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+@pytest.mark.parametrize("wrong", [5, 10**9, -1, -6])
+def test_an_id_outside_its_table_is_refused(wrong: int, dtype: type) -> None:
+    """Negative ones too, which numpy would count from the end."""
+    op = ops.Embedding(name="e", inputs=("t", "i"), output="y", group="g")
+    table = np.arange(10.0).reshape(5, 2)
+    np.testing.assert_array_equal(op.execute(table, np.array([[0, 4]], dtype)), [[[0, 1], [8, 9]]])
+    with pytest.raises(SpecError, match=f"e: id: got {wrong}, want an integer from 0 to 4, a row of the table"):
+        op.execute(table, np.array([[0, 4], [wrong, 2]], dtype))
 
 
 def test_a_square_reads_its_operand_once() -> None:

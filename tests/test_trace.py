@@ -242,7 +242,8 @@ def test_operator_equals_torch(name: str) -> None:
 
 def test_every_operator_is_tested_against_torch() -> None:
     tested = set.union(*(operators for _, operators in FUNCTIONS.values())) | {"embedding"}
-    assert set(Op.vocabulary) == tested
+    quantized = {"quantize", "dequantize", "add_layer_norm"}  # no module has them: test_quantize.py
+    assert set(Op.vocabulary) == tested | quantized
 
 
 @pytest.mark.parametrize(

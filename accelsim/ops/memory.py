@@ -31,6 +31,10 @@ class Embedding(Op):
 
     def execute(self, *arrays: np.ndarray) -> np.ndarray:
         weight, ids = arrays
+        rows = weight.shape[0]
+        outside = ids[(ids < 0) | (ids >= rows)]
+        if outside.size:
+            raise SpecError(f"{self.name}: id", int(outside[0]), f"an integer from 0 to {rows - 1}, a row of the table")
         return np.asarray(weight[ids])
 
     def check_dtypes(self, inputs: tuple[Tensor, ...], output: Tensor) -> None:

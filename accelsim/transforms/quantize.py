@@ -172,7 +172,7 @@ def _with_fused_sums(graph: Graph) -> Graph:
         for op in graph.ops
         if isinstance(op, ops.Add)
         and op.other is None
-        and readers[op.output] == 1
+        and readers.get(op.output) == 1
         and all(graph.tensors[n].role is Role.ACTIVATION and graph.tensors[n].dtype.is_float for n in op.inputs)
     }
     fused: dict[str, Op] = {}
@@ -354,9 +354,9 @@ class _Integers:
         self.tensors[name] = replace(self.graph.tensors[name], dtype=dtype)
 
     def _leaves(self, name: str) -> bool:
-        """Whether the tensor, or views of it, are read by nobody but the user of the graph."""
+        """Whether the tensor, or views and copies of it, are read by nobody but the user of the graph."""
         readers = self.readers.get(name, ())
-        return all(isinstance(op, ops.Free) and self._leaves(op.output) for op in readers)
+        return all(isinstance(op, ops.Free | ops.Clone) and self._leaves(op.output) for op in readers)
 
     def _as_integer(self, name: str) -> str:
         if not self._dtype(name).is_float:
