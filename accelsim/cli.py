@@ -58,7 +58,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         help="int8, fp16, bf16 or fp32 for every tensor; or a quantized model: w8a8, i-bert, fq-bert, w6a8, w4a8, "
-        "w3a8, w2a8; default: what the platform computes",
+        "w3a8, w2a8, or a YAML file of a QuantSpec; default: what the platform computes",
     ),
 ]
 Settings = Annotated[

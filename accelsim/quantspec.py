@@ -227,7 +227,8 @@ def _whole(spec: QuantSpec, name: str, low: int, high: int) -> None:
 _FLOAT = Format(FLOAT_BITS, True, False, "abs_max")
 _WEIGHTS = Format(4, True, False, "mse")
 _TABLES = Format(8, True, False, "abs_max")
-_ACTIVATIONS = Format(8, True, False, "ema_abs_max")
+_ACTIVATIONS = Format(8, True, False, "percentile")
+_SCORES = Format(8, True, False, "ema_abs_max")
 
 FP32 = QuantSpec(
     name="fp32",
@@ -265,8 +266,8 @@ FQ_BERT = QuantSpec(
     stored_bits=4,
     embeddings=_TABLES,
     activations=_ACTIVATIONS,
-    scores=_ACTIVATIONS,
-    probabilities=replace(_ACTIVATIONS, observer="abs_max"),
+    scores=_SCORES,
+    probabilities=replace(_SCORES, observer="abs_max"),
     activation_outputs=_ACTIVATIONS,
     norm_bits=8,
     bias_bits=32,

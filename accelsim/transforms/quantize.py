@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from accelsim import ops
 from accelsim.errors import SpecError
 from accelsim.graph import DType, Graph, Op, Role, Tensor
-from accelsim.quantspec import SPECS, QuantSpec
+from accelsim.quantspec import SPECS, QuantSpec, quant_spec
 
 FORMATS = {
     "fp32": DType.FLOAT32,
@@ -30,16 +30,16 @@ def names() -> tuple[str, ...]:
 
 
 def with_precision(graph: Graph, precision: str) -> Graph:
-    """The graph in another precision: one of `FORMATS`, or that of a preset of `quantspec.SPECS` (`quantize`).
+    """The graph in another precision: one of `FORMATS`, a preset of `quantspec.SPECS`, or a YAML or JSON file of one.
 
     bool and ids stay as they are. Raises SpecError for an unknown name, and for a graph that is not in floating point
     any more.
     """
-    if precision not in names():
+    if precision in SPECS or precision.lower().endswith((".yaml", ".yml", ".json")):
+        return quantize(graph, quant_spec(precision))
+    if precision not in FORMATS:
         raise SpecError.unknown("precision", precision, names())
     _check_float(graph, precision)
-    if precision not in FORMATS:
-        return quantize(graph, SPECS[precision])
     dtype = FORMATS[precision]
     biases = {name for op in graph.ops if isinstance(op, ops.Linear) for name in op.inputs[2:]}
     biases = {name for name in biases if graph.tensors[name].role is Role.WEIGHT}
