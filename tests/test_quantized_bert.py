@@ -696,7 +696,7 @@ def brute_force_clip(magnitudes: np.ndarray, largest: int) -> float:
     """The clip of least squared error among the same fractions of the largest magnitude."""
     best, least = 0.0, math.inf
     for i in range(quantized_bert.CLIPS):
-        clip = magnitudes.max() * (0.2 + 0.8 * (i + 1) / quantized_bert.CLIPS)
+        clip = magnitudes.max() * 2.0 ** (quantized_bert.OCTAVES * ((i + 1) / quantized_bert.CLIPS - 1))
         q = np.minimum(np.rint(magnitudes / (clip / largest)), largest)
         error = float(((magnitudes - q * clip / largest) ** 2).sum())
         if error < least:
