@@ -191,7 +191,7 @@ def main() -> None:
     for threads in (1, 2):
         rows = found[f"threads {threads}"]
         print(f"\n{threads} thread(s), {len(labels)} texts, batches of {BATCH} sorted by length")
-        print("| contender | best, s | median, s | texts/s | ours / it | accuracy |")
+        print("| contender | best, s | median, s | texts/s | its time / ours | accuracy |")
         print("| --- | --- | --- | --- | --- | --- |")
         ours = rows["accelsim fq-bert (w4a8)"]["best_s"]
         for name, row in rows.items():

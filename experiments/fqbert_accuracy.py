@@ -20,7 +20,7 @@ import numpy as np
 
 from accelsim.errors import SpecError
 from accelsim.files import write_whole
-from accelsim.quantspec import FP32, FQ_BERT, I_BERT, SPECS, W8A8, QuantSpec, with_weight_bits
+from accelsim.quantspec import FP32, FQ_BERT, I_BERT, W8A8, QuantSpec, with_weight_bits
 
 if TYPE_CHECKING:
     from accelsim_models.training import Task
@@ -479,11 +479,6 @@ def _ablation_figure(rows: list[dict[str, Any]]) -> Figure:
         axes.grid(axis="y")
         axes.legend()
     return drawn
-
-
-def specs() -> dict[str, QuantSpec]:
-    """Every spec that a record may name."""
-    return {**SPECS, **{s.name: s for _, s in ablation()}, **{s.name: s for s in weight_specs()}}
 
 
 # --- the checkpoint in the package ------------------------------------------------------------------------------------

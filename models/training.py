@@ -251,8 +251,8 @@ def fit(
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 by instructions of its own."""
-    capabilities = torch.backends.cpu.get_capabilities() if hasattr(torch.backends.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:

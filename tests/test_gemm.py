@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 
 import numpy as np
@@ -580,3 +581,17 @@ def test_a_requantizer_of_another_number_of_columns_is_refused():
     with pytest.raises(SpecError, match=r"scale: shape: got \(3,\), want 1 or 4 numbers, as there are 4 columns"):
         gemm_requantized(A, W, three)
     assert numerics.gemm_requantized(A, W.with_bias(None), TO_INT8).saturated == 0
+
+
+@pytest.mark.torch
+def test_torch_keeps_its_number_of_threads():
+    """numba's and torch's threads may come from one OpenMP library, whose default numba sets when it starts."""
+    pytest.importorskip("torch")
+    code = (
+        "import torch; torch.set_num_threads(1); import numpy as np\n"
+        "from accelsim.numerics import PackedWeights, gemm\n"
+        "gemm(np.ones((64, 8), np.int8), PackedWeights.pack(np.ones((16, 8), np.int8), bits=8), threads=2)\n"
+        "print(torch.get_num_threads())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

@@ -32,7 +32,7 @@ MUTANTS = {
         BITS | WITH_ZERO | FUSED,
     ),
     "weights are those of the strip before": (
-        {(LOOPS, "w.ctypes.data + s * strip_bytes"): "w.ctypes.data + max(0, s - 1) * strip_bytes"},
+        {(LOOPS, "address_of(w) + s * strip_bytes"): "w.ctypes.data + max(0, s - 1) * strip_bytes"},
         BITS | {"unsigned", "input zero point", "weight zero points", "bias", "scales", "table"},
     ),
     "activations are packed a column off, sums of rows leave out the zero point": (

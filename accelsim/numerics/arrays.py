@@ -73,12 +73,15 @@ def whole_number(value: Any, name: str, low: int, high: int) -> int:
 
 
 def checked_threads(threads: Any) -> int:
-    """The number of threads if numba has that many; raises SpecError otherwise."""
+    """The number of threads if numba has that many, which are then started; raises SpecError otherwise."""
     if threads == 1:
         return 1
     import numba
 
-    return whole_number(threads, "threads", 1, int(numba.config.NUMBA_NUM_THREADS))
+    count = whole_number(threads, "threads", 1, int(numba.config.NUMBA_NUM_THREADS))
+    if count > 1:
+        _start_threads()  # before a kernel is compiled or read from disk, which would start them
+    return count
 
 
 @functools.cache
@@ -86,10 +89,13 @@ def _start_threads() -> None:
     """Start numba's threads, telling GNU OpenMP to wait for work only briefly before it lets the core go.
 
     By default an idle thread spins for milliseconds: beside torch's own threads, on as many cores, each call would then
-    wait for the scheduler. What the user has set stays; the variable is gone again when the threads run.
+    wait for the scheduler. What the user has set stays; the variable is gone again when the threads run. numba also
+    sets the number of threads of the OpenMP library, which torch may share: it is put back.
     """
     import numba
 
+    library = _openmp()
+    count = library.omp_get_max_threads() if library is not None else 0
     brief = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
     if brief:
         os.environ["GOMP_SPINCOUNT"] = SPIN
@@ -98,13 +104,24 @@ def _start_threads() -> None:
     finally:
         if brief:
             del os.environ["GOMP_SPINCOUNT"]
+        if library is not None:
+            library.omp_set_num_threads(count)
+
+
+def _openmp() -> Any:
+    """GNU OpenMP, if this process has loaded it; None otherwise."""
+    import ctypes
+
+    try:
+        return ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except (OSError, AttributeError):
+        return None
 
 
 def on_threads(threads: int, parallel: Any, *args: Any) -> Any:
     """Result of the parallel kernel `parallel(*args)` on `threads` of numba's threads."""
     import numba
 
-    _start_threads()
     with PARALLEL:
         before = numba.get_num_threads()
         if before == threads:  # the usual case; setting it costs as much as a small kernel

@@ -110,7 +110,13 @@ class PackedWeights:
         n, k, bits = (_stored_size(about, key, path) for key in ("n", "k", "bits"))
         if bits not in WEIGHT_RANGES:
             raise SpecError(f"{path}: bits", bits, f"one of {', '.join(map(str, WEIGHT_RANGES))}")
-        for key, dtype, want in (("zero_points", "int32", (n,)), ("scales", "float64", (n,)), ("bias", "int32", (n,))):
+        strips = (-(-n // LANES), -(-k // 4), 8 * bits)
+        for key, dtype, want in (
+            ("strips", "uint8", strips),
+            ("zero_points", "int32", (n,)),
+            ("scales", "float64", (n,)),
+            ("bias", "int32", (n,)),
+        ):
             _check_array(tensors.get(key), f"{path}: {key}", dtype, want)
         return cls.from_strips(
             tensors.get("strips"),

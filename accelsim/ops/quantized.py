@@ -10,7 +10,7 @@ import numpy as np
 from accelsim.errors import SpecError
 from accelsim.graph import Op, Tensor
 from accelsim.ops.shapes import Shape, broadcast, fit
-from accelsim.ops.vector import Elementwise, RowWise
+from accelsim.ops.vector import Elementwise, RowWise, normalized
 from accelsim.work import VectorFunction
 
 
@@ -70,12 +70,8 @@ class AddLayerNorm(RowWise):
         return result
 
     def execute(self, *arrays: np.ndarray) -> np.ndarray:
-        x, residual, weight, bias = arrays
-        total = x + residual
-        centred = total - total.mean(axis=-1, keepdims=True)
-        variance = np.mean(centred * centred, axis=-1, keepdims=True)
-        y: np.ndarray = centred / np.sqrt(variance + total.dtype.type(self.eps)) * weight + bias
-        return y
+        x, residual, *affine = arrays
+        return normalized(self.eps, x + residual, *affine)
 
 
 def _needs_steps(op: Op) -> SpecError:

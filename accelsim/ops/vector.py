@@ -137,15 +137,19 @@ class LayerNorm(RowWise):
         return shapes[0]
 
     def execute(self, *arrays: np.ndarray) -> np.ndarray:
-        x, *affine = arrays
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = np.mean(centred * centred, axis=-1, keepdims=True)
-        y: np.ndarray = centred / np.sqrt(variance + x.dtype.type(self.eps))
-        for scale in affine[:1]:
-            y = y * scale
-        for shift in affine[1:]:
-            y = y + shift
-        return y
+        return normalized(self.eps, *arrays)
+
+
+def normalized(eps: float, x: np.ndarray, *affine: np.ndarray) -> np.ndarray:
+    """(x - mean) / sqrt(variance + eps) over the last dimension, times the first of `affine`, plus the second."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    y: np.ndarray = centred / np.sqrt(variance + x.dtype.type(eps))
+    for scale in affine[:1]:
+        y = y * scale
+    for shift in affine[1:]:
+        y = y + shift
+    return y
 
 
 class Activation(RowWise):

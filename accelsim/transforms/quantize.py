@@ -87,7 +87,7 @@ def quantize(graph: Graph, spec: QuantSpec) -> Graph:
         return replace(graph, meta={**graph.meta, "precision": spec.name})
     everything = spec.scope == "all" and spec.weights.quantized
     source = _with_fused_sums(graph) if everything else graph
-    builder = _Integers(source, spec, _classes(source), everything)
+    builder = _Integers(source, spec, weight_classes(source), everything)
     for op in source.ops:
         builder.place(op)
     return builder.result(graph)
@@ -191,7 +191,7 @@ def _with_fused_sums(graph: Graph) -> Graph:
     )
 
 
-def _classes(graph: Graph) -> dict[str, str]:
+def weight_classes(graph: Graph) -> dict[str, str]:
     """Weight -> weights, embeddings, norms or biases; a table that a GEMM reads as well is a table."""
     found: dict[str, str] = {}
     for op in graph.ops:
@@ -382,8 +382,3 @@ class _Integers:
             group, layer = (before.group, before.layer) if before is not None else ("model", -1)
             self._emit(kind(name=output, inputs=(source,), output=output, group=group, layer=layer))
         return output
-
-
-def weight_classes(graph: Graph) -> dict[str, str]:
-    """Weight -> weights, embeddings, norms or biases, for those that linear layers, tables and norms read."""
-    return _classes(graph)
