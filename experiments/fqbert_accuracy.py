@@ -142,6 +142,7 @@ def run_all(runs: list[Run], folder: Path, work: Path, tell: Callable[[str], Non
             "seed": run.seed,
             "stage": run.stage,
             "spec": run.spec.name,
+            "bf16": training.has_bf16(),
             "texts": len(right),
             "accuracy": float(right.mean()),
             "right": np.packbits(right).tobytes().hex(),

@@ -219,7 +219,7 @@ def fit(
         lr=recipe.learning_rate,
     )
     run = {"recipe": json.loads(json.dumps(asdict(recipe))), "seed": seed, "spec": model.spec.name, "mode": model.mode,
-           "texts": len(task.train), "task": task.name}  # fmt: skip
+           "texts": len(task.train), "task": task.name, "bf16": half}  # fmt: skip
     steps = -(-len(task.train) // recipe.batch)
     losses = _restore(model, optimizer, trained, folder, run)
     for epoch in range(len(losses), recipe.epochs):
