@@ -8,7 +8,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -173,8 +173,26 @@ class Graph:
 
     @cached_property
     def works(self) -> tuple[tuple[Op, tuple[Work, ...]], ...]:
-        """Every op with the work it asks for, in order."""
-        return tuple((op, self.work(op)) for op in self.ops)
+        """Every op with the work it asks for, in order; in a graph with encoder layers, what is outside them is marked.
+
+        A view belongs to the side its operand was made on, so that what crosses is what is read.
+        """
+        found: list[tuple[Op, tuple[Work, ...]]] = []
+        has_layers = any(op.layer >= 0 for op in self.ops)
+        side: dict[str, int] = {}
+        crossed: set[str] = set()
+        for op in self.ops:
+            works = self.work(op)
+            outside = int(op.layer < 0)
+            side[op.output] = side.get(op.inputs[0], outside) if op.inputs and works[0].is_free else outside
+            if has_layers and not works[0].is_free:
+                new = [n for n in dict.fromkeys(op.inputs) if side.get(n, outside) != outside and n not in crossed]
+                crossed.update(new)
+                nbytes = sum(self.tensors[n].bytes for n in new)
+                works = (replace(works[0], outside=outside, crossing_bytes=nbytes), *works[1:])
+                works = tuple(replace(work, outside=outside) for work in works)
+            found.append((op, works))
+        return tuple(found)
 
     def unique_work(self) -> dict[Work, list[str]]:
         """Distinct `Work` rows, each with the names of the ops that ask for it, in order of first use."""

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from accelsim.errors import Infeasible
-from accelsim.formulas import OS, PIPELINED, WS, Dataflow, packed_bytes, tile_array_cycles
+from accelsim.formulas import OS, PIPELINED, WS, Dataflow, packed_bytes, tile_array_cycles, whole_cycles
 from accelsim.jit import atom, compiled, record
+from accelsim.platforms import fpga
 from accelsim.platforms.base import Platform
 from accelsim.platforms.systolic import Systolic, gemm_fits, gemm_time, gemm_traffic, vector_cost, vector_plan
 from accelsim.work import Work, WorkKind, work_array
@@ -144,6 +145,73 @@ def _best_vector(p: Any, w: Any, out: Any) -> None:
 
 
 @compiled
+def _best_fpga_gemm(p: Any, w: Any, out: Any) -> None:
+    """Search the tiles of FQ-BERT's accelerator, n outermost; smallest (cycles, DRAM bytes, candidate number) wins.
+
+    m: whole where activations stay on chip, else `tile_size` of 1; k: of the products of a beat; n: of the columns the
+    units take at once. instances: as many as units, or one.
+    """
+    sizes_m, sizes_k, sizes_n = np.empty(128, np.int64), np.empty(128, np.int64), np.empty(128, np.int64)
+    count_m = _sizes(w.m, 1, sizes_m) if fpga.is_spilled(p, w) else _sizes(w.m, w.m, sizes_m)
+    count_k = _sizes(w.k, fpga.lanes_of(p, w.w_bits), sizes_k)
+    bandwidth = p.dram.bytes_per_cycle * p.dram.efficiency
+    t = np.zeros(1, MAPPING_DTYPE)[0]
+    best_cycles, best_bytes = np.int64(0), np.int64(0)
+    out.feasible, t.n_outer = 0, 1
+    together = min(p.processing_units, w.count)
+    for many in range(2 if together > 1 else 1):
+        t.instances = 1 if many else together
+        count_n = _sizes(w.n, fpga.columns_at_once(p, t.instances), sizes_n)
+        for im in range(count_m):
+            for ik in range(count_k):
+                for jn in range(count_n):
+                    t.tile_m, t.tile_k, t.tile_n = sizes_m[im], sizes_k[ik], sizes_n[jn]
+                    if not fpga.gemm_fits(p, w, t.tile_m, t.tile_k, t.tile_n, t.instances):
+                        continue
+                    a, b, o = fpga.gemm_traffic(p, w, t)
+                    least = whole_cycles(max(fpga.gemm_busy_cycles(p, w, t), (a + b + o) / bandwidth))
+                    if out.feasible == 1 and least > best_cycles:
+                        continue
+                    cycles: Any = max(whole_cycles(fpga.gemm_cycles(p, w, t)[0]), least)
+                    if out.feasible == 1 and cycles > best_cycles:
+                        continue
+                    if out.feasible == 0 or cycles < best_cycles or a + b + o < best_bytes:
+                        best_cycles, best_bytes = cycles, a + b + o
+                        out.tile_m, out.tile_k, out.tile_n = t.tile_m, t.tile_k, t.tile_n
+                        out.instances, out.n_outer, out.feasible = t.instances, 1, 1
+
+
+@compiled
+def _best_core(p: Any, w: Any, out: Any) -> None:
+    """Search all chunk sizes of a VECTOR work on its core; the largest with the fewest cycles wins."""
+    t = np.zeros(1, MAPPING_DTYPE)[0]
+    units = fpga.core_plan(p, w).units
+    sizes = np.empty(128, np.int64)
+    count = _sizes(units, 1, sizes) if fpga.is_spilled(p, w) else _sizes(units, units, sizes)
+    best_cycles, out.feasible, out.tile_n = np.int64(0), 0, w.n
+    for i in range(count):
+        t.tile_m = sizes[i]
+        if fpga.is_spilled(p, w) and not fpga.core_fits(p, w, t.tile_m):
+            continue
+        cycles = fpga.core_cost(p, w, t).cycles
+        if out.feasible == 0 or cycles < best_cycles:
+            best_cycles, out.tile_m, out.feasible = cycles, t.tile_m, 1
+
+
+@compiled
+def _best_all_fpga(p: Any, works: Any, out: Any) -> None:
+    for i in range(len(works)):
+        w = works[i]
+        out[i].feasible = 1
+        if fpga.is_on_host(w):
+            continue
+        if w.kind == 0:
+            _best_fpga_gemm(p, w, out[i])
+        elif w.kind == 1 and w.function != fpga.GELU:
+            _best_core(p, w, out[i])
+
+
+@compiled
 def _best_all(p: Any, works: Any, out: Any) -> None:
     for i in range(len(works)):
         w = works[i]
@@ -193,6 +261,11 @@ def best(platform: Platform, works: list[Work], asked_by: list[str] | None = Non
         _best_all(record(platform)[0], work_array(works), rows)
         for i in np.flatnonzero(rows["feasible"] == 0):
             raise _infeasible(platform, works[i], names[i])
+    if isinstance(platform, fpga.Fpga):
+        platform.check_device()
+        _best_all_fpga(record(platform)[0], work_array(works), rows)
+        for i in np.flatnonzero(rows["feasible"] == 0):
+            raise platform.infeasible(works[i], names[i])
     return rows
 
 

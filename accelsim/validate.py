@@ -12,6 +12,7 @@ from accelsim.gemm import gemm_graph
 from accelsim.graph import Graph
 from accelsim.mapping import best
 from accelsim.platforms import Platform, platform
+from accelsim.platforms.fpga import Fpga
 from accelsim.platforms.systolic import Systolic
 from accelsim.simulate import at_precision, graph_rows, simulate, timeline
 from accelsim.trace import trace
@@ -72,6 +73,38 @@ def random_platform(rng: np.random.Generator) -> Systolic:
     return chip
 
 
+def random_fpga(rng: np.random.Generator) -> Fpga:
+    """FQ-BERT's accelerator with every size, rate and policy drawn at random, on a device that holds anything."""
+    size = {name: int(2 ** rng.uniform(13, 21)) for name in ("input", "intermediate", "output", "weight")}
+    unlimited = {f"device.{name}": 2**40 for name in ("dsp", "bram18k", "uram", "lut", "ff")}
+    chip = platform(
+        "fqbert-zcu102",
+        {
+            "name": "random",
+            "processing_units": int(rng.integers(1, 17)),
+            "pes": int(2 ** rng.integers(0, 6)),
+            "multipliers": int(2 * rng.integers(1, 17)),
+            "dot_timing": str(rng.choice(["serial", "pipelined"])),
+            "dot_overhead_cycles": float(rng.choice([0, 0.5, 3])),
+            "quantizer_cycles": int(rng.integers(1, 4)),
+            "psum_rows": int(2 ** rng.integers(4, 10)),
+            **{f"{name}_buffer.capacity_bytes": value for name, value in size.items()},
+            "softmax.timing": str(rng.choice(["serial", "pipelined"])),
+            "layer_norm.timing": str(rng.choice(["serial", "pipelined"])),
+            "softmax.passes": int(rng.integers(1, 5)),
+            "dram.bytes_per_cycle": float(round(2 ** rng.uniform(0, 8), 2)),
+            "dram.latency_cycles": int(2 ** rng.uniform(0, 9)),
+            "host.is_counted": int(rng.integers(0, 2)),
+            **unlimited,
+        },
+    )
+    assert isinstance(chip, Fpga)
+    return chip
+
+
+RANDOM = {"systolic": random_platform, "fpga": random_fpga}
+
+
 def random_graph(rng: np.random.Generator) -> Graph:
     """Half the time one GEMM of a random shape, half the time a small model at a random sequence and batch."""
     if rng.random() < 0.5:
@@ -79,17 +112,18 @@ def random_graph(rng: np.random.Generator) -> Graph:
     return trace(str(rng.choice(MODELS)), seq=int(2 ** rng.uniform(3, 8.5)), batch=int(rng.integers(1, 5)))
 
 
-def platform_rows(pairs: int, seed: int) -> Iterator[dict[str, Any]]:
+def platform_rows(pairs: int, seed: int, kind: str = "systolic") -> Iterator[dict[str, Any]]:
     """A row per random (workload, platform) pair: both times, their ratio, the bounds, `mismatches` (broken rules).
 
-    Pairs that the hardware cannot do are drawn again. Raises SpecError for fewer than one pair.
+    kind: of the platforms, a key of `RANDOM`. Pairs that the hardware cannot do are drawn again. Raises SpecError for
+    fewer than one pair.
     """
     if pairs < 1:
         raise SpecError("pairs", pairs, "an integer >= 1")
     rng = np.random.default_rng(seed)
     done = 0
     while done < pairs:
-        chip, graph = random_platform(rng), random_graph(rng)
+        chip, graph = RANDOM[kind](rng), random_graph(rng)
         try:
             bounds = bounds_of(graph, chip)
         except Infeasible:
@@ -97,11 +131,19 @@ def platform_rows(pairs: int, seed: int) -> Iterator[dict[str, Any]]:
         done += 1
         yield {
             "workload": f"{graph.name} seq {graph.meta['seq']} batch {graph.meta['batch']}",
-            "platform": f"{chip.rows}x{chip.cols} {chip.dataflow.name.lower()} {chip.fold_timing.name.lower()}",
+            "platform": _words(chip),
             **bounds,
             "ratio": bounds["events"] / bounds["analytic"],
             "mismatches": broken_rules(bounds) + int(not same_work(graph, chip)),
         }
+
+
+def _words(chip: Platform) -> str:
+    """A random platform in a few words."""
+    if isinstance(chip, Systolic):
+        return f"{chip.rows}x{chip.cols} {chip.dataflow.name.lower()} {chip.fold_timing.name.lower()}"
+    assert isinstance(chip, Fpga)
+    return f"{chip.processing_units} PUs x {chip.pes} x {chip.multipliers} {chip.dot_timing.name.lower()}"
 
 
 def broken_rules(bounds: dict[str, float]) -> int:

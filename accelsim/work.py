@@ -58,6 +58,8 @@ class Work:
     VECTOR: each instance has m rows of n elements, swept `passes` times.
     MOVE: `in_bytes` read and `out_bytes` written; nothing is computed.
     COLLECTIVE: `in_bytes` of payload on each device.
+    `outside` is 1 outside the encoder layers (embeddings, masks, head), which an accelerator of the layers alone leaves
+    to its host; `crossing_bytes` come from the other side of that border, each tensor counted at its first reader.
 
     Raises SpecError for a negative field or a product that would not be exact.
     """
@@ -79,6 +81,8 @@ class Work:
     exps_per_element: int = 0
     passes: int = 0
     parameter_weights: int = 0
+    outside: int = 0
+    crossing_bytes: int = 0
 
     def __post_init__(self) -> None:
         values = self.__dict__.values()

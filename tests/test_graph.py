@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from accelsim import ops
 from accelsim.errors import SpecError
+from accelsim.gemm import gemm_graph
 from accelsim.graph import DType, Graph, Role, Tensor
 from accelsim.trace import trace
 from accelsim.work import Arithmetic, VectorFunction, WorkKind
@@ -56,8 +57,25 @@ def test_a_legal_graph_checks_and_answers() -> None:
 
 def test_equal_work_is_found_once() -> None:
     rows = trace("bert-tiny", seq=16).unique_work()
-    (linears,) = [names for names in rows.values() if "encoder.layer.0.attention.self.query.linear" in names]
-    assert len(linears) == 2 * 4  # query, key, value and output of both layers
+    (linears,) = [names for names in rows.values() if "encoder.layer.0.attention.self.key.linear" in names]
+    assert len(linears) == 2 * 4 - 1  # query, key, value and output of both layers, less the reader of the embeddings
+
+
+def test_work_outside_the_layers_is_marked_and_what_crosses_is_counted_once() -> None:
+    graph = trace("bert-tiny", seq=16)
+    asked = {op.name: works[0] for op, works in graph.works}
+    for op in graph.ops:
+        assert asked[op.name].outside == int(op.layer < 0) or asked[op.name].is_free, op.name
+    crossing = {name: work.crossing_bytes for name, work in asked.items() if work.crossing_bytes}
+    assert crossing == {
+        "encoder.layer.0.attention.self.query.linear": 16 * 128 * 4,  # not again for key, value and the residual
+        "encoder.layer.0.attention.self.softmax": 16 * 16,  # the mask, one byte each
+        "pooler.dense.linear": 128 * 4,  # through the view of the first token
+    }
+
+
+def test_a_graph_without_layers_has_no_outside() -> None:
+    assert not any(work.outside or work.crossing_bytes for _, works in gemm_graph(8, 8, 8).works for work in works)
 
 
 def _with_op(graph: Graph, index: int, **changes: Any) -> Graph:
