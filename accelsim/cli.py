@@ -294,6 +294,7 @@ class Listed(StrEnum):
 class Experiment(StrEnum):
     """What `reproduce` reproduces."""
 
+    fqbert = "fqbert"
     fqbert_accuracy = "fqbert-accuracy"
 
 
@@ -502,6 +503,8 @@ def _validate_model(
 
 REPRODUCE_EPILOG = """Examples:
 
+accelsim reproduce fqbert
+
 accelsim reproduce fqbert-accuracy --small
 
 accelsim reproduce fqbert-accuracy --out results/
@@ -511,15 +514,16 @@ accelsim reproduce fqbert-accuracy --out results/
 @app.command(epilog=REPRODUCE_EPILOG)
 def reproduce(
     name: Annotated[Experiment, typer.Argument(help="an experiment (`accelsim list experiments`)")],
-    small: Annotated[bool, typer.Option("--small", help="evaluate what ships, train nothing: minutes")] = False,
+    small: Annotated[bool, typer.Option("--small", help="minutes: nothing is trained, sweeps are coarse")] = False,
     out: Annotated[
         Path, typer.Option("--out", help="folder for records, tables and figures; a run that was cut off goes on there")
     ] = Path("results"),
 ) -> None:
     """Repeat an experiment of a paper and print its numbers beside ours."""
-    from accelsim_experiments import fqbert_accuracy
+    from accelsim_experiments import fqbert, fqbert_accuracy
 
-    for line in fqbert_accuracy.reproduce(out / name.value, small):
+    experiments = {Experiment.fqbert: fqbert.reproduce, Experiment.fqbert_accuracy: fqbert_accuracy.reproduce}
+    for line in experiments[name](out / name.value, small):
         print(line, flush=True)
 
 
