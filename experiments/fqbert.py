@@ -263,7 +263,7 @@ UNKNOWN = (
     "LUT and FF of the other two designs grow faster than a BIM and an element explain: 8 to 13 % are missing",
     "BRAM of (16, 8): 39 blocks more than (8, 16) with the same buffers; ours does not change",
     "power: how it was measured is not stated; the static share is what our dynamic energies leave of 9.8 W, and those "
-    "are assumed: half or twice of them miss the ZCU111 by 16 or 17 %",
+    "are assumed: half or twice of them miss the ZCU111 by 15 or 18 %",
     "URAM of the ZCU111: its count is not printed",
 )
 """What is not known about the design, and what it does to the residuals."""

@@ -1,4 +1,4 @@
-"""The accelerator of attention and feed-forward blocks of Lu et al., SOCC 2020 (arXiv:2009.08605), as a systolic preset.
+"""The accelerator of attention and feed-forward blocks of Lu et al., SOCC 2020 (arXiv:2009.08605), a systolic preset.
 
 Transformer-base has an encoder layer of the size of BERT-small's: hidden 512, 8 heads, 2048 inner activations. Nothing
 is fitted. The printed cycles are recalled, so they are shown and not asserted.

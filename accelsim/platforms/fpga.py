@@ -180,8 +180,9 @@ class Fpga(Platform):
             return
         levers = ["--precision (fq-bert, w6a8, w3a8, w2a8, i-bert and int8 are integers)"]
         if work.arithmetic is not Arithmetic.INT and work.kind in (WorkKind.GEMM, WorkKind.VECTOR):
-            asked = f"{work.arithmetic.name.lower()} of {work.a_bits} bits"
-            raise Infeasible(f"{self.name}: {name}: arithmetic inside an encoder layer", asked, "int", "", levers)
+            asked = f"{work.arithmetic.name.lower()} {work.a_bits}"
+            what = f"{self.name}: {name}: arithmetic inside an encoder layer"
+            raise Infeasible(what, asked, "int 8", "bits", levers)
         if work.kind is not WorkKind.GEMM:
             return
         if max(work.a_bits, work.w_bits) > ACTIVATION_BITS:
