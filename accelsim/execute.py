@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from accelsim.graph import DType, Graph, Op, Tensor
 
 if TYPE_CHECKING:
     from accelsim.params import Params
+    from accelsim.twin import ArrayKernel, ArrayRun, PuArray
 
 EXECUTABLE = {DType.FLOAT32, DType.FLOAT64, DType.BOOL, DType.INT32, DType.INT64}
 """Formats whose arithmetic numpy's equals."""
@@ -24,6 +25,9 @@ def execute(
     *,
     threads: int = 1,
     watch: Callable[[Op, np.ndarray, int], None] | None = None,
+    array: PuArray | None = None,
+    layers: Sequence[int] | None = None,
+    watch_array: Callable[[Op, ArrayRun], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Outputs of the graph by tensor name, in its dtypes. A tensor is dropped after its last reader.
 
@@ -32,8 +36,13 @@ def execute(
     outputs into real numbers. inputs: by tensor name. threads: of the integer kernels. watch: called after every op
     with its output and the number of elements that had to be clamped.
 
-    Raises SpecError for a tensor that is missing or of another shape or dtype, and for a graph in reduced precision
-    without `Params`; Infeasible, with the layer's name, if a sum could leave its accumulator.
+    array: compute the Linear and Matmul ops of these encoder `layers` (None: of all) as FQ-BERT's accelerator does,
+    beat by beat (`accelsim.twin`); the results are the same integers. watch_array: called after each of them, before
+    `watch`, with what it took.
+
+    Raises SpecError for a tensor that is missing or of another shape or dtype, for a graph in reduced precision
+    without `Params`, and for layers or products that the array does not have; Infeasible, with the layer's name, if a
+    sum could leave its accumulator.
     """
     kernels: list[Any]
     if isinstance(params, Mapping):
@@ -46,12 +55,20 @@ def execute(
     else:
         kernels = _kernels(graph, params)
         arrays = {**params.weights, **params.arrays}
+    if array is None and (layers is not None or watch_array is not None):
+        raise SpecError("execute: array", None, "the array that `layers` and `watch_array` speak of")
+    on_array = {} if array is None else _array_kernels(graph, params, array, layers)
     alive = _given(graph, arrays, inputs)
     last = _last_readers(graph)
     for op, kernel, dead in zip(graph.ops, kernels, last, strict=True):
         operands = [alive[name] for name in op.inputs]
         clamped = 0
-        if kernel is None:
+        if op.name in on_array:
+            run = on_array[op.name](*operands)
+            result, clamped = run.values, run.saturated
+            if watch_array is not None:
+                watch_array(op, run)
+        elif kernel is None:
             result = np.asarray(op.execute(*operands))
         else:
             result, clamped = kernel(*operands, threads=threads)
@@ -75,6 +92,17 @@ def _kernels(graph: Graph, params: Params) -> list[Any]:
         params.kernels[key] = held
     found: list[Any] = held[1]
     return found
+
+
+def _array_kernels(
+    graph: Graph, params: Params | Mapping[str, np.ndarray], array: PuArray, layers: Sequence[int] | None
+) -> dict[str, ArrayKernel]:
+    """What the array computes, by op."""
+    if isinstance(params, Mapping):
+        raise SpecError("execute: array", "a graph in floating point", "a quantized graph and its Params")
+    from accelsim.twin import array_kernels
+
+    return array_kernels(graph, params, array, layers)
 
 
 def _given(graph: Graph, arrays: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ LAYERS = [
     {"platforms", "graph", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
     {"simulate", "events", "sweep", "transforms", "trace", "explain", "validate", "search", "executors"},
-    {"params", "integers", "execute"},
+    {"params", "integers", "execute", "twin"},
     {"plots", "html"},
     {"cli", "__main__"},
 ]
