@@ -14,9 +14,13 @@ import typer
 from accelsim.errors import Infeasible, SpecError
 
 if TYPE_CHECKING:
-    from accelsim.graph import Graph
+    import numpy as np
+
+    from accelsim.graph import Graph, Op
+    from accelsim.params import Params
     from accelsim.platforms import Platform
     from accelsim.report import Report
+    from accelsim.twin import ArrayRun, PuArray
 
 app = typer.Typer(
     name="accelsim",
@@ -499,6 +503,150 @@ def _validate_model(
     else:
         print("\n".join([*model.text(rows, params), *(f"wrote {path}" for path in (out, figure) if path is not None)]))
     return rows
+
+
+EXECUTE_EPILOG = """Examples:
+
+accelsim execute --text "a fine film" --text "dull and far too long"
+
+accelsim execute --text "a fine film" --layer 0 --array 12x8x16
+
+accelsim execute my_model.safetensors --text "a fine film" --json
+"""
+DEFAULT_ARRAY = "12x8x16"
+"""The array that FQ-BERT's authors built on a ZCU102."""
+
+
+@app.command(epilog=EXECUTE_EPILOG)
+def execute(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="a name (`accelsim list checkpoints`) or a .safetensors file; default: FQ-BERT"),
+    ] = None,
+    texts: Annotated[list[str] | None, typer.Option("--text", help="a text to classify; repeat it for more")] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            "--layer", help="compute this encoder layer on FQ-BERT's array as well, and compare every integer"
+        ),
+    ] = None,
+    array: Annotated[
+        str | None,
+        typer.Option(
+            "--array",
+            help="with --layer: processing units x elements of each x multipliers of each element; "
+            f"default: {DEFAULT_ARRAY}",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run texts through a quantized model in integers; exit status 1 if the array's integers are not the executor's."""
+    from accelsim_experiments import model
+    from accelsim_models import checkpoints, data, fetch
+
+    from accelsim.twin import PuArray
+
+    if not texts:
+        raise SpecError("--text", None, 'a text, as --text "a fine film"')
+    if array is not None and layer is None:
+        raise SpecError("--array", array, "a --layer for it to compute")
+    on = None if layer is None else PuArray.parse(array or DEFAULT_ARRAY)
+    name = checkpoint or model.DEFAULT
+    params = checkpoints.load(name)
+    encoded = data.tokenizer(fetch.minilm_l6(), data.POSITIONS, truncate=False).encode(texts)
+    (batch,) = data.batches(encoded, len(texts), sort=False, multiple=1)
+    classes = params.about.get("classes") or [str(i) for i in range(params.matrix("classifier.weight").n)]
+    graph = model.graph_at(*batch.input_ids.shape, params, len(classes))
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    logits, rows = _executed(graph, params, inputs, layer, on)
+    found = {
+        "checkpoint": name,
+        "precision": params.spec.name,
+        "batch": len(texts),
+        "seq": batch.input_ids.shape[1],
+        "texts": [
+            {"text": text, "tokens": len(ids), "class": classes[values.argmax()], "logits": values.tolist()}
+            for text, ids, values in zip(texts, encoded, logits, strict=True)
+        ],
+        "classes": classes,
+        "layer": layer,
+        "array": None if on is None else str(on),
+        "products": rows,
+    }
+    print(json.dumps(found) if as_json else "\n".join(_execution_text(found)))
+    if any(row["mismatches"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _executed(
+    graph: Graph, params: Params, inputs: dict[str, np.ndarray], layer: int | None, array: PuArray | None
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """(logits, float64 (texts, classes); a row for each product of the layer, nothing without an array)."""
+    from accelsim.execute import execute as run
+
+    (output,) = graph.outputs
+    wanted: dict[str, np.ndarray] = {}
+    out = run(graph, params, inputs, watch=lambda op, values, _: wanted.__setitem__(op.name, values))
+    logits = params.real(graph, output, out[output])
+    if array is None or layer is None:
+        return logits, []
+    rows: list[dict[str, Any]] = []
+
+    def watch_array(op: Op, done: ArrayRun) -> None:
+        product, a = done.product, graph.tensors[op.inputs[0]]
+        *_, m, n = product.sums.shape
+        rows.append({
+            "op": op.name,
+            "instances": product.sums.size // (m * n),
+            "m": m,
+            "k": a.shape[-1],
+            "n": n,
+            "w_bits": product.w_bits,
+            "groups": product.groups,
+            "beats": product.beats,
+            "utilization": product.utilization,
+            "largest_psum": product.largest_psum,
+            "clamped": done.saturated,
+            "mismatches": int((done.values != wanted[op.name]).sum()),
+        })  # fmt: skip
+
+    run(graph, params, inputs, array=array, layers=(layer,), watch_array=watch_array)
+    return logits, rows
+
+
+def _execution_text(found: dict[str, Any]) -> Iterator[str]:
+    """The classes and logits of every text, then a line for each product on the array."""
+    count = f"{found['batch']} text{'s' * (found['batch'] != 1)}"
+    classes = found["classes"]
+    yield f"{found['checkpoint']}: {found['precision']}, {count} at {found['seq']} tokens; logits: {', '.join(classes)}"
+    width = max(map(len, classes))
+    for row in found["texts"]:
+        numbers = " ".join(f"{value:+8.3f}" for value in row["logits"])
+        yield f"{row['class']:<{width}}  {numbers}  {' '.join(row['text'].split())[:80]}"
+    rows = found["products"]
+    if not rows:
+        return
+    yield ""
+    yield f"layer {found['layer']} on an array of {found['array']} (units x elements x multipliers)"
+    names = [row["op"].partition(f"layer.{found['layer']}.")[2] or row["op"] for row in rows]
+    width = max(map(len, names))
+    yield (
+        f"{'product':<{width}} {'m x k x n':>16} {'weights':>8} {'groups':>8} {'beats':>6} {'busy':>6} "
+        f"{'largest psum':>13} {'clamped':>8} {'mismatches':>11}"
+    )
+    for name, row in zip(names, rows, strict=True):
+        many = f"{row['instances']} x " if row["instances"] > 1 else ""
+        size = f"{many}{row['m']}x{row['k']}x{row['n']}"
+        yield (
+            f"{name:<{width}} {size:>16} {row['w_bits']:>4} bit {row['groups']:8,} {row['beats']:6,} "
+            f"{row['utilization']:6.0%} {row['largest_psum']:13,} {row['clamped']:8,} {row['mismatches']:11,}"
+        )
+    total = sum(row["groups"] * row["beats"] for row in rows)
+    different = sum(row["mismatches"] for row in rows)
+    yield ""
+    yield f"{total:,} beats; " + (
+        f"{different:,} elements differ from the executor's" if different else "every integer is the executor's"
+    )
 
 
 REPRODUCE_EPILOG = """Examples:
