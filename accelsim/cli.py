@@ -418,7 +418,7 @@ def validate(
         str | None,
         typer.Argument(help="model: a name (`accelsim list checkpoints`) or a .safetensors file; default: FQ-BERT"),
     ] = None,
-    pairs: Annotated[int, typer.Option("--pairs", help="platforms: random (workload, platform) pairs")] = 100,
+    pairs: Annotated[int, typer.Option("--pairs", help="platforms: random workloads on random platforms, a kind")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="of the random draw")] = 0,
     timed: Annotated[bool, typer.Option("--timed/--untimed", help="kernels: measure speed as well")] = True,
     texts: Annotated[int, typer.Option("--texts", min=1, help="model: texts on which every op is compared")] = 128,
@@ -453,11 +453,17 @@ def _tracked(rows: Iterator[dict[str, Any]], description: str, total: int | None
 
 
 def _validate_platforms(pairs: int, seed: int, as_json: bool) -> list[dict[str, Any]]:
-    from accelsim.validate import platform_rows, summary
+    from accelsim.validate import RANDOM, platform_rows, summary
 
-    rows = _tracked(platform_rows(pairs, seed), "pairs", pairs)
-    print(json.dumps({"rows": rows}) if as_json else "\n".join(summary(rows)))
-    return rows
+    found: list[dict[str, Any]] = []
+    for kind in RANDOM:
+        rows = _tracked(platform_rows(pairs, seed, kind), f"pairs, {kind}", pairs)
+        if not as_json:
+            print("\n".join([f"{kind}:", *summary(rows)]))
+        found += rows
+    if as_json:
+        print(json.dumps({"rows": found}))
+    return found
 
 
 def _validate_kernels(seed: int, timed: bool, out: Path | None, as_json: bool) -> list[dict[str, Any]]:

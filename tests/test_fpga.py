@@ -24,7 +24,7 @@ from accelsim.work import Arithmetic, VectorFunction, Work, WorkKind, gemm, work
 
 PRINTED = ("fqbert-zcu102", "fqbert-zcu102-16x8", "fqbert-zcu111")
 OURS = ("fqbert-u280", "fqbert-k26", "fqbert-z7020")
-MODELS, GEMMS = (0.9, 1.2), (0.75, 2.1)
+MODELS, GEMMS = (0.9, 1.3), (0.5, 2.1)
 """Events / analytic on random pairs. A single small GEMM has no op before it whose time hides its first weights."""
 seeds = st.integers(0, 2**31)
 
