@@ -418,7 +418,7 @@ def validate(
         str | None,
         typer.Argument(help="model: a name (`accelsim list checkpoints`) or a .safetensors file; default: FQ-BERT"),
     ] = None,
-    pairs: Annotated[int, typer.Option("--pairs", help="platforms: random workloads on random platforms, a kind")] = 100,
+    pairs: Annotated[int, typer.Option("--pairs", help="platforms: random workload-platform pairs, a kind")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="of the random draw")] = 0,
     timed: Annotated[bool, typer.Option("--timed/--untimed", help="kernels: measure speed as well")] = True,
     texts: Annotated[int, typer.Option("--texts", min=1, help="model: texts on which every op is compared")] = 128,
