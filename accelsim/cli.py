@@ -221,12 +221,14 @@ def _print_report(report: Report, graph: Graph, by: str) -> None:
         f"{part} {joule / total.energy_j:.0%}" for part, joule in report.energy_by_part_j.items() if joule
     )
     energy = f"{si(total.energy_j, 'J')}   {si(total.power_w, 'W')}   {parts}" if parts else "energy: not described"
+    per_watt = "" if not parts or total.fps_per_w is None else f"{total.fps_per_w:.4g} sequences/s/W   "
     console.print(
         f"\n  {si(total.time_s, 's')}   {total.cycles:,} cycles = {total.compute_cycles:,} compute + "
         f"{total.stall_cycles:,} stall\n"
         f"  {total.macs / 1e9:.3f} GMAC   utilization {total.utilization:.1%}   "
         f"DRAM {si(total.dram_bytes, 'B')}   on-chip {si(total.sram_bytes, 'B')}\n"
-        f"  {energy}\n",
+        f"  {energy}\n"
+        f"  {per_watt}area {'not published' if total.area_mm2 is None else f'{total.area_mm2:.4g} mm2'}\n",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -52,8 +52,8 @@ SUMMED = ("macs", "flops", "cycles", "compute_cycles", "stall_cycles", "time_s",
 class Total:
     """The whole run. Under events `cycles` is the makespan: rows overlap, so it may be below their sum.
 
-    utilization: MACs done / MACs the arrays could have done in that time. area_mm2: None where the platform's
-    description does not know it.
+    utilization: MACs done / MACs the arrays could have done in that time. fps_per_w: sequences a second and watt, which
+    is batch / energy_j; None where energies are not described. area_mm2: None where nobody has published it.
     """
 
     macs: int
@@ -67,6 +67,7 @@ class Total:
     energy_j: float
     power_w: float
     utilization: float
+    fps_per_w: float | None = None
     area_mm2: float | None = None
 
 

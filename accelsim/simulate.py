@@ -193,6 +193,8 @@ def _report(
         energy_j=energy,
         power_w=energy / time_s,
         utilization=min(1.0, gemm_cycles / total_cycles),
+        fps_per_w=max(1, int(graph.meta.get("batch", 1))) / energy if energy > 0 else None,
+        area_mm2=platform.area_mm2(),
     )
     heaviest = max((work for _, work in rows), key=lambda work: work.macs)
     roof = {

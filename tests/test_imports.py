@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "files", "work", "jit", "formulas"},
+    {"errors", "files", "work", "jit", "formulas", "technology"},
     {"platforms", "graph", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
     {"simulate", "events", "sweep", "transforms", "trace", "explain", "validate", "search", "executors"},

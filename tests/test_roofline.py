@@ -48,6 +48,7 @@ def devices(draw: st.DrawFn, largest_tile: int = 256) -> Roofline:
         pj_per_flop=PerWidth(14.0, 1.0, 1.0, 0.5, 0.25),
         vector_pj_per_flop=20.0,
         static_w=50.0,
+        die_mm2=0.0,
     )
 
 
@@ -107,6 +108,7 @@ DEVICE = Roofline(
     pj_per_flop=PerWidth(2.0, 1.0, 0.0, 0.5, 0.0),
     vector_pj_per_flop=3.0,
     static_w=1.0,
+    die_mm2=0.0,
 )
 """Numbers small enough to follow by hand: a unit does 1e6 fp32 flop/s, DRAM 0.5e6 bytes/s, a cycle is 1 us."""
 

@@ -195,6 +195,10 @@ class Platform(ABC):
         """Power that flows whether or not anything is computed."""
 
     @abstractmethod
+    def area_mm2(self) -> float | None:
+        """Area of the die, or of the parts that are described; None where nobody has published it."""
+
+    @abstractmethod
     def assumptions(self) -> dict[str, str]:
         """What the numbers stand on, for the head of a report."""
 

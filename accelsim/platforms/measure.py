@@ -152,6 +152,7 @@ def measure(effort: Effort) -> dict[str, Any]:
         "pj_per_flop": zeros,
         "vector_pj_per_flop": 0.0,
         "static_w": 0.0,
+        "die_mm2": 0.0,
     }
     best = f"best of {effort.repeats}"
     provenance = {

@@ -137,6 +137,8 @@ class Roofline(Platform):
     vector_pj_per_flop: Amount
     static_w: Amount
     """Power of the idle device."""
+    die_mm2: Amount
+    """Area of the die; 0: not published."""
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     kind: ClassVar[str] = "roofline"
@@ -206,6 +208,10 @@ class Roofline(Platform):
     def dram_bytes_per_cycle(self) -> float:
         """Bytes per cycle that long bursts reach."""
         return self.dram.bytes_per_s * self.dram.efficiency / self.clock_hz
+
+    def area_mm2(self) -> float | None:
+        """`die_mm2`, None where it is not published."""
+        return self.die_mm2 or None
 
     def leakage_w(self) -> float:
         """Power of the idle device in W."""

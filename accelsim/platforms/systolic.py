@@ -7,7 +7,7 @@ are double buffered: while one tile is computed the next is loaded and the one b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,7 @@ from accelsim.platforms.base import (
     Whole,
     store_cost,
 )
+from accelsim.technology import technology
 from accelsim.work import Arithmetic, VectorFunction, Work, WorkKind, work_array
 
 GEMM, VECTOR, MOVE = int(WorkKind.GEMM), int(WorkKind.VECTOR), int(WorkKind.MOVE)
@@ -121,6 +122,8 @@ class Systolic(Platform):
     """One addition of accumulator_bits."""
     static_w: Amount
     """Leakage of everything but the buffers, which state their own."""
+    technology_nm: Literal[45, 28, 22, 16, 7]
+    """Node that the area is computed for (`accelsim.technology`); energies are those of the fields above."""
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     kind: ClassVar[str] = "systolic"
@@ -269,6 +272,22 @@ class Systolic(Platform):
     def leakage_w(self) -> float:
         buffers = (self.input_buffer, self.weight_buffer, self.accumulator, self.vector.buffer)
         return self.static_w + sum(b.leakage_w for b in buffers)
+
+    def area_mm2(self) -> float:
+        """Sum of `area_by_part_mm2`; controllers, DRAM interface and pads are not in it."""
+        return sum(self.area_by_part_mm2().values())
+
+    def area_by_part_mm2(self) -> dict[str, float]:
+        """Processing elements, each buffer as one macro, vector lanes with their buffer, at `technology_nm`."""
+        node = technology(self.technology_nm)
+        element = node.mac_mm2(self.input_bits, self.weight_bits, self.accumulator_bits, self.arithmetic)
+        return {
+            "arrays": self.rows * self.cols * self.arrays * element,
+            "input_buffer": node.sram_mm2(self.input_buffer.capacity_bytes),
+            "weight_buffer": node.sram_mm2(self.weight_buffer.capacity_bytes),
+            "accumulator": node.sram_mm2(self.accumulator.capacity_bytes),
+            "vector": self.vector.lanes * node.lane_mm2() + node.sram_mm2(self.vector.buffer.capacity_bytes),
+        }
 
     def peak_macs_per_cycle(self, work: Work) -> float:
         return float(self.rows * self.cols * self.arrays)
