@@ -365,18 +365,33 @@ class Shown(StrEnum):
     """What `show` shows."""
 
     platform = "platform"
+    resources = "resources"
 
 
-@app.command(epilog="Example:\n\naccelsim show platform systolic-32x32 > my_chip.yaml")
+SHOW_EPILOG = """Examples:
+
+accelsim show platform systolic-32x32 > my_chip.yaml
+
+accelsim show resources fqbert-zcu102 --set pes=16
+"""
+
+
+@app.command(epilog=SHOW_EPILOG)
 def show(
-    what: Annotated[Shown, typer.Argument(help="platform")],
+    what: Annotated[
+        Shown,
+        typer.Argument(help="platform: its numbers; resources: what an FPGA design or an array takes, term by term"),
+    ],
     name: Annotated[str, typer.Argument(help="a name or a file")],
     settings: Settings = None,
 ) -> None:
-    """Print a platform as YAML that can be edited and loaded back."""
+    """Print a platform as YAML that can be edited and loaded back, or what it takes of its device."""
     from accelsim.platforms.base import PRESETS, describe
 
     chip = load_platform(name, settings)
+    if what is Shown.resources:
+        _show_resources(chip)
+        return
     preset = PRESETS / f"{name}.yaml"
     if preset.exists() and not settings:
         print(preset.read_text(), end="")
@@ -386,6 +401,30 @@ def show(
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.dump(describe(chip), sys.stdout)
+
+
+def _show_resources(chip: Platform) -> None:
+    """DSP, BRAM, URAM, LUT and FF of an FPGA design by part; mm2 of an array. Exit status as `simulate` if too much."""
+    from accelsim.platforms.fpga import Fpga
+    from accelsim.platforms.systolic import Systolic
+
+    if isinstance(chip, Systolic):
+        parts = chip.area_by_part_mm2()
+        for part, area in parts.items():
+            print(f"{part:15} {area:9.4f} mm2  {area / chip.area_mm2():6.1%}")
+        print(f"{'sum':15} {chip.area_mm2():9.4f} mm2  at {chip.technology_nm} nm")
+        return
+    if not isinstance(chip, Fpga):
+        raise SpecError(f"show resources {chip.name}", chip.kind, "a platform of kind fpga or systolic")
+    needs, bounds = chip.needs(), chip.device.available()
+    for resource, total in chip.totals().items():
+        halves = f", {-(-total // 2)} BRAM36K" if resource == "BRAM18K" else ""
+        share = f" ({total / bounds[resource]:.0%})" if bounds[resource] else ""
+        print(f"{resource}: {total} of {bounds[resource]}{share}{halves}")
+        for need in needs:
+            if need.resource == resource:
+                print(f"  {need.amount:8}  {need.part:23} {need.formula}")
+    chip.check_device()
 
 
 class Validated(StrEnum):

@@ -161,6 +161,20 @@ def test_lists_name_what_other_commands_take(capsys):
     assert {"systolic-32x32", "tpu-v1", "a100", "mi100", "tpu-v3", "this-cpu"} <= set(platforms)
 
 
+def test_show_resources_lists_every_term(capsys):
+    code, out, _ = run(capsys, "show", "resources", "fqbert-zcu102")
+    assert code == 0
+    assert "DSP: 1751 of 2520 (69%)" in out
+    assert "BRAM18K: 838 of 1824 (46%), 419 BRAM36K" in out
+    assert "P N M, one for each 8 x 4 bit multiplier" in out
+    code, out, err = run(capsys, "show", "resources", "fqbert-zcu102", "--set", "pes=16")
+    assert (code, "DSP: 3287 of 2520" in out, "767 too many" in err) == (2, True, True)
+    code, out, _ = run(capsys, "show", "resources", "systolic-32x32")
+    assert (code, "at 22 nm" in out) == (0, True)
+    code, _, err = run(capsys, "show", "resources", "a100")
+    assert (code, "fpga or systolic" in err) == (2, True)
+
+
 def test_validate_platforms_reports_its_rows(capsys):
     rows = answer(capsys, "validate", "platforms", "--pairs", 5)["rows"]
     assert len(rows) == 2 * 5  # systolic, fpga
