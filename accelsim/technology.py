@@ -60,7 +60,7 @@ def interpolated(values: Mapping[int, float], node_nm: int) -> float:
     """The node's value, or between its neighbours: straight in log(value) over log(node); an end's slope beyond it.
 
     >>> round(interpolated({45: 4.0, 22: 1.0}, 28), 3)
-    1.596
+    1.595
     """
     if node_nm in values:
         return float(values[node_nm])
