@@ -10,7 +10,7 @@ from accelsim import events
 from accelsim.errors import Infeasible, SpecError
 from accelsim.graph import Graph, Op
 from accelsim.mapping import best
-from accelsim.platforms.base import STEP_DTYPE, Platform
+from accelsim.platforms.base import STEP_DTYPE, Platform, total_of
 from accelsim.report import SCHEMA, Report, Total
 from accelsim.transforms.quantize import with_precision
 from accelsim.work import Work, WorkKind, work_array
@@ -36,21 +36,23 @@ def simulate(graph: Graph, platform: Platform, *, detail: str = "analytic", prec
         raise SpecError("platform", platform.name, "a cluster for a graph with collectives")
     asked_by = {work: op.name for op, work in reversed(rows)}
     mappings = best(platform, unique, [asked_by[work] for work in unique])
-    costs = platform.costs(work_array(unique), mappings)[which]
+    priced = platform.costs(work_array(unique), mappings)
+    summed = total_of(priced, np.bincount(which, minlength=len(unique)))
+    costs = priced[which]
     if detail == "events":
         line = timeline(graph, platform, unique, mappings, rows, which)
         start, finish = line.start, line.finish
         total_cycles = int(np.ceil(line.makespan - 1e-6))
-        total_compute = min(int(line.compute_cycles + 1e-6), int(costs["compute_cycles"].sum()))
+        total_compute = min(int(line.compute_cycles + 1e-6), int(summed["compute_cycles"]))
         cycles = np.maximum(np.ceil(finish - start - 1e-6).astype(np.int64), costs["compute_cycles"])
     else:
         cycles = costs["cycles"]
         finish = np.cumsum(cycles).astype(float)
         start = finish - cycles
-        total_cycles, total_compute = int(cycles.sum()), int(costs["compute_cycles"].sum())
+        total_cycles, total_compute = int(summed["cycles"]), int(summed["compute_cycles"])
     if total_cycles == 0:
         raise SpecError("graph", graph.name, "at least one op that computes or moves something")
-    return _report(graph, platform, detail, rows, costs, start, finish, cycles, total_cycles, total_compute)
+    return _report(graph, platform, detail, rows, costs, summed, start, finish, cycles, total_cycles, total_compute)
 
 
 def at_precision(graph: Graph, platform: Platform, precision: str | None) -> Graph:
@@ -114,6 +116,11 @@ def timeline(
     )
 
 
+def energy_of(mac_pj: Any, vector_pj: Any, sram_pj: Any, dram_pj: Any, leakage_j: Any) -> Any:
+    """Energy of a run in J, from its dynamic parts in pJ and its leakage in J; numbers or arrays."""
+    return (mac_pj + vector_pj + sram_pj + dram_pj) * 1e-12 + leakage_j
+
+
 def _row_dependencies(graph: Graph, lengths: np.ndarray) -> list[list[int]]:
     """For each row the rows with steps that must finish before it, looking through free ops."""
     after: list[list[int]] = []
@@ -135,6 +142,7 @@ def _report(
     detail: str,
     rows: list[tuple[Op, Work]],
     costs: np.ndarray,
+    summed: np.void,
     start: np.ndarray,
     finish: np.ndarray,
     cycles: np.ndarray,
@@ -176,23 +184,22 @@ def _report(
         "bound": ["free" if work.is_free else bound for (_, work), bound in zip(rows, bounds, strict=True)],
     }
     assert list(columns) == list(SCHEMA), "report columns and their schema differ"
-    parts = {name: float(costs[f"{name}_pj"].sum()) * 1e-12 for name in ("mac", "vector", "sram", "dram")}
+    parts = {name: float(summed[f"{name}_pj"]) * 1e-12 for name in ("mac", "vector", "sram", "dram")}
     parts["leakage"] = leakage_j
-    macs = int(costs["macs"].sum())
-    gemm_cycles = float(costs["unit_cycles"][costs["macs"] > 0].sum())
-    energy = float(dynamic_j.sum()) + leakage_j
+    dynamic = {name: float(summed[f"{name}_pj"]) for name in ("mac", "vector", "sram", "dram")}
+    energy = energy_of(dynamic["mac"], dynamic["vector"], dynamic["sram"], dynamic["dram"], leakage_j)
     total = Total(
-        macs=macs,
+        macs=int(summed["macs"]),
         flops=sum(columns["flops"]),
         cycles=total_cycles,
         compute_cycles=total_compute,
         stall_cycles=total_cycles - total_compute,
         time_s=time_s,
-        sram_bytes=int(costs["sram_bytes"].sum()),
-        dram_bytes=int(costs["dram_bytes"].sum()),
+        sram_bytes=int(summed["sram_bytes"]),
+        dram_bytes=int(summed["dram_bytes"]),
         energy_j=energy,
         power_w=energy / time_s,
-        utilization=min(1.0, gemm_cycles / total_cycles),
+        utilization=min(1.0, float(summed["gemm_cycles"]) / total_cycles),
         fps_per_w=max(1, int(graph.meta.get("batch", 1))) / energy if energy > 0 else None,
         area_mm2=platform.area_mm2(),
     )

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 
 from accelsim.errors import SpecError
 from accelsim.files import read_description, spec_error
-from accelsim.jit import atom
+from accelsim.jit import atom, compiled
 from accelsim.work import Work, work_array
 
 Count = Annotated[int, Ge(1), Le(2**40)]
@@ -115,6 +115,43 @@ def store_cost(c: Any, o: Any) -> None:
     o.sram_pj = c.sram_pj
     o.dram_pj = c.dram_pj
     o.vector_pj = c.vector_pj
+
+
+TOTAL_DTYPE = np.dtype(
+    [(name, np.int64) for name in ("cycles", "compute_cycles", "macs", "sram_bytes", "dram_bytes")]
+    + [(name, np.float64) for name in ("gemm_cycles", "mac_pj", "sram_pj", "dram_pj", "vector_pj")]
+)
+"""Sums over a run, ops one after the other. gemm_cycles: what its products would take at the peak of their unit."""
+
+
+@atom
+def add_cost(total: Any, c: Any, count: int) -> None:
+    """Add `count` times a `Cost` to a record of TOTAL_DTYPE. Every total of a run is added up by this, in one order."""
+    total.cycles += count * c.cycles
+    total.compute_cycles += count * c.compute_cycles
+    total.macs += count * c.macs
+    total.sram_bytes += count * c.sram_bytes
+    total.dram_bytes += count * c.dram_bytes
+    if c.macs > 0:
+        total.gemm_cycles += count * c.unit_cycles
+    total.mac_pj += count * c.mac_pj
+    total.sram_pj += count * c.sram_pj
+    total.dram_pj += count * c.dram_pj
+    total.vector_pj += count * c.vector_pj
+
+
+@compiled
+def _sum_costs(costs: Any, counts: Any, out: Any) -> None:
+    for i in range(len(costs)):
+        add_cost(out[0], costs[i], counts[i])
+
+
+def total_of(costs: np.ndarray, counts: np.ndarray) -> np.void:
+    """Record of TOTAL_DTYPE for (n,) COST_DTYPE, each as often as `counts` says, int64 (n,)."""
+    out = np.zeros(1, TOTAL_DTYPE)
+    _sum_costs(costs, counts, out)
+    found: np.void = out[0]
+    return found
 
 
 STEP_DTYPE = np.dtype(
