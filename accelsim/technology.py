@@ -35,7 +35,7 @@ def nodes_nm() -> tuple[int, ...]:
 def technology(node: int | str) -> Technology:
     """An ASIC node by its nanometres: 45, 28, 22, 16 or 7. Raises SpecError for another."""
     text = str(node).removesuffix("nm").strip()
-    if not text.isdigit() or int(text) not in nodes_nm():
+    if not (text.isascii() and text.isdigit()) or int(text) not in nodes_nm():
         raise SpecError.unknown("technology", node, [str(n) for n in nodes_nm()])
     return Technology(int(text))
 
@@ -149,7 +149,7 @@ class Technology:
         return float(um2_at_45 * shrink / table()["asic"]["placement"] * 1e-6)
 
     def leakage_w(self, logic_mm2: float, sram_mm2: float = 0.0) -> float:
-        """Power that flows through so much idle logic and SRAM."""
+        """Power that flows through so much idle logic and SRAM, at a density that is the same for every node."""
         densities = table()["asic"]["leakage_w_per_mm2"]
         for name, value in (("logic_mm2", logic_mm2), ("sram_mm2", sram_mm2)):
             if not (math.isfinite(value) and value >= 0):
