@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from accelsim.quantspec import quant_spec as quant_spec
     from accelsim.report import Report as Report
     from accelsim.simulate import simulate as simulate
+    from accelsim.sweep import sweep as sweep
     from accelsim.trace import trace as trace
     from accelsim.transforms.quantize import quantize as quantize
     from accelsim.transforms.quantize import with_precision as with_precision
@@ -58,6 +59,7 @@ _HOME = {
     "quant_spec": "quantspec",
     "quantize": "transforms.quantize",
     "simulate": "simulate",
+    "sweep": "sweep",
     "systolic_trace": "literal",
     "trace": "trace",
     "with_precision": "transforms.quantize",

@@ -368,6 +368,51 @@ class Shown(StrEnum):
     resources = "resources"
 
 
+SWEEP_EPILOG = """A space is a YAML file with platform, model, axes and limits: see the README, "A space of designs".
+
+Examples:
+
+accelsim sweep space.yaml --out results/
+
+accelsim sweep space.yaml --out results/ --resume --jobs 8
+"""
+
+
+@app.command("sweep", epilog=SWEEP_EPILOG)
+def sweep_space(
+    file: Annotated[Path, typer.Argument(help="a space: base platform, axes, limits, as YAML or JSON")],
+    out: Annotated[Path, typer.Option("--out", help="folder for manifest.json and chunks/*.parquet")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a folder of the same space")] = False,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="threads; default: all cores")] = None,
+    as_json: Json = False,
+) -> None:
+    """Price every point of a space with the formulas of `simulate`, into a folder of Parquet files."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from accelsim.space import space
+    from accelsim.sweep import run
+
+    found = space(file)
+    print(f"{found.points:,} points: " + ", ".join(f"{a.path} {len(a.values)}" for a in found.free), file=sys.stderr)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("points", total=found.points)
+        done = run(found, out, resume=resume, jobs=jobs, tell=lambda n: bar.advance(task, n))
+    best = {name: {"value": value, "point": point, **found.values(point)} for name, (value, point) in done.best.items()}
+    if as_json:
+        print(json.dumps({"points": done.points, "feasible": done.feasible, "kept": done.kept, "best": best}))
+        return
+    print(f"{done.points:,} points, {done.feasible:,} the hardware can run, {done.kept:,} within the limits")
+    for name, row in best.items():
+        knobs = ", ".join(f"{path} {row[path]}" for path in found.columns)
+        print(f"least {name}: {row['value']:.6g} at point {row['point']}: {knobs}")
+    print(f"rows in {out / 'chunks'}: pandas.read_parquet({str(out / 'chunks')!r})")
+
+
 SHOW_EPILOG = """Examples:
 
 accelsim show platform systolic-32x32 > my_chip.yaml

@@ -44,6 +44,15 @@ def packed_bytes(elements: int, bits: int) -> int:
 
 
 @atom
+def sum_bits(a_bits: int, w_bits: int, k: int) -> int:
+    """Bits that hold any sum of k products of a_bits x w_bits, signed: a_bits + w_bits - 1 + bits of k."""
+    bits = 0
+    while k >> bits > 0:
+        bits += 1
+    return a_bits + w_bits - 1 + bits
+
+
+@atom
 def last_tile(size: int, tile: int) -> int:
     """Length of the last tile when `size` is cut into tiles of `tile`: equals `tile` where it divides."""
     return size - (ceil_div(size, tile) - 1) * tile

@@ -99,7 +99,8 @@ def _best_gemm(p: Any, w: Any, out: Any) -> None:
     qm, qk, qn = quanta(p.dataflow, p.rows, p.cols)
     sizes_m, sizes_k, sizes_n = np.empty(128, np.int64), np.empty(128, np.int64), np.empty(128, np.int64)
     count_m, count_k, count_n = _sizes(w.m, qm, sizes_m), _sizes(w.k, qk, sizes_k), _sizes(w.n, qn, sizes_n)
-    t = np.zeros(1, MAPPING_DTYPE)[0]
+    held = np.zeros(1, MAPPING_DTYPE)
+    t = held[0]  # a pointer into `held`, which the last line keeps alive
     best_cycles, best_bytes = np.int64(0), np.int64(0)
     out.feasible = 0
     for im in range(count_m):
@@ -126,13 +127,15 @@ def _best_gemm(p: Any, w: Any, out: Any) -> None:
                             best_cycles, best_bytes = cycles, a + b + o
                             out.tile_m, out.tile_k, out.tile_n = t.tile_m, t.tile_k, t.tile_n
                             out.instances, out.n_outer, out.feasible = t.instances, t.n_outer, 1
+    held[0].feasible = 0
 
 
 @compiled
 def _best_vector(p: Any, w: Any, out: Any) -> None:
     """Search all chunk sizes, in units of `vector_plan`; the smallest with the fewest cycles wins."""
     plan = vector_plan(p, w)
-    t = np.zeros(1, MAPPING_DTYPE)[0]
+    held = np.zeros(1, MAPPING_DTYPE)
+    t = held[0]  # a pointer into `held`, which the last line keeps alive
     best_cycles = np.int64(0)
     out.feasible, out.tile_n = 0, plan.unit_elements
     for i in range(128):
@@ -142,6 +145,7 @@ def _best_vector(p: Any, w: Any, out: Any) -> None:
         cycles = vector_cost(p, w, t).cycles
         if out.feasible == 0 or cycles < best_cycles:
             best_cycles, out.tile_m, out.feasible = cycles, t.tile_m, 1
+    held[0].feasible = 0
 
 
 @compiled
@@ -155,7 +159,8 @@ def _best_fpga_gemm(p: Any, w: Any, out: Any) -> None:
     count_m = _sizes(w.m, 1, sizes_m) if fpga.is_spilled(p, w) else _sizes(w.m, w.m, sizes_m)
     count_k = _sizes(w.k, fpga.lanes_of(p, w.w_bits), sizes_k)
     bandwidth = p.dram.bytes_per_cycle * p.dram.efficiency
-    t = np.zeros(1, MAPPING_DTYPE)[0]
+    held = np.zeros(1, MAPPING_DTYPE)
+    t = held[0]  # a pointer into `held`, which the last line keeps alive
     best_cycles, best_bytes = np.int64(0), np.int64(0)
     out.feasible, t.n_outer = 0, 1
     together = min(p.processing_units, w.count)
@@ -179,12 +184,14 @@ def _best_fpga_gemm(p: Any, w: Any, out: Any) -> None:
                         best_cycles, best_bytes = cycles, a + b + o
                         out.tile_m, out.tile_k, out.tile_n = t.tile_m, t.tile_k, t.tile_n
                         out.instances, out.n_outer, out.feasible = t.instances, 1, 1
+    held[0].feasible = 0
 
 
 @compiled
 def _best_core(p: Any, w: Any, out: Any) -> None:
     """Search all chunk sizes of a VECTOR work on its core; the largest with the fewest cycles wins."""
-    t = np.zeros(1, MAPPING_DTYPE)[0]
+    held = np.zeros(1, MAPPING_DTYPE)
+    t = held[0]  # a pointer into `held`, which the last line keeps alive
     units = fpga.core_plan(p, w).units
     sizes = np.empty(128, np.int64)
     count = _sizes(units, 1, sizes) if fpga.is_spilled(p, w) else _sizes(units, units, sizes)
@@ -196,6 +203,7 @@ def _best_core(p: Any, w: Any, out: Any) -> None:
         cycles = fpga.core_cost(p, w, t).cycles
         if out.feasible == 0 or cycles < best_cycles:
             best_cycles, out.tile_m, out.feasible = cycles, t.tile_m, 1
+    held[0].feasible = 0
 
 
 @compiled

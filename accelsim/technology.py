@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from accelsim.errors import SpecError
 from accelsim.files import read_description
 from accelsim.work import Arithmetic
@@ -113,8 +115,8 @@ class Technology:
         _positive(width_bits=width_bits)
         return self.mac_pj(16, 16) * float(table()["asic"]["register_over_mac16"]) * width_bits / 16
 
-    def sram_mm2(self, capacity_bytes: float) -> float:
-        """Area of a macro: its cells over their share of it."""
+    def sram_mm2(self, capacity_bytes: Any) -> Any:
+        """Area of a macro: its cells over their share of it. A number, or an array of many."""
         _positive(capacity_bytes=capacity_bytes)
         cell = self._stated("cell_um2")
         return 8 * capacity_bytes * cell / float(table()["asic"]["sram_array_efficiency"]) * 1e-6
@@ -141,7 +143,7 @@ class Technology:
         """Area of a vector lane: a 32-bit multiplier, two adders, four 32-bit registers, a table of 256 bytes."""
         um2 = table()["asic"]["logic_um2_at_45"]
         cells = um2["int32_multiply"] + 2 * um2["int32_add"] + 128 * um2["register_bit"]
-        return self._logic_mm2(cells) + self.sram_mm2(256)
+        return float(self._logic_mm2(cells) + self.sram_mm2(256))
 
     def _logic_mm2(self, um2_at_45: float) -> float:
         pitches = table()["asic"]["pitch_area_nm2"]
@@ -157,7 +159,7 @@ class Technology:
         return logic_mm2 * float(densities["logic"]) + sram_mm2 * float(densities["sram"])
 
 
-def _positive(**values: float) -> None:
+def _positive(**values: Any) -> None:
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        if not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
             raise SpecError(name, value, "a finite number > 0")

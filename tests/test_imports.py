@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "files", "work", "jit", "formulas", "technology"},
     {"platforms", "graph", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
-    {"simulate", "events", "sweep", "transforms", "trace", "explain", "validate", "search", "executors"},
+    {"simulate", "events", "space", "price", "sweep", "transforms", "trace", "explain", "validate"},
     {"params", "integers", "execute", "twin"},
     {"plots", "html"},
     {"cli", "__main__"},

@@ -30,6 +30,7 @@ from accelsim.formulas import (
     packed_bytes,
     share_start,
     step_cycles,
+    sum_bits,
     tiled_matrix_bytes,
     transfer_cycles,
     whole_cycles,
@@ -188,7 +189,7 @@ class Fpga(Platform):
         if max(work.a_bits, work.w_bits) > ACTIVATION_BITS:
             asked = f"{work.a_bits} x {work.w_bits}"
             raise Infeasible(f"{self.name}: {name}: width of a product", asked, "8 x 8", "bits", levers)
-        needed = work.a_bits + work.w_bits - 1 + work.k.bit_length()
+        needed = sum_bits(work.a_bits, work.w_bits, work.k)
         if needed > ACCUMULATOR_BITS:
             what = f"{self.name}: {name}: sums of k = {work.k} products of {work.a_bits} x {work.w_bits} bits"
             raise Infeasible(what, needed, ACCUMULATOR_BITS, "accumulator bits", ["--precision", "k"])
@@ -288,8 +289,7 @@ class Fpga(Platform):
     def leakage_w(self) -> float:
         """`static_w`, and what clocked fabric takes in every cycle."""
         totals = self.totals()
-        fabric_pj = totals["LUT"] * self.energy.lut_pj + totals["FF"] * self.energy.ff_pj
-        return self.static_w + fabric_pj * 1e-12 * self.clock_hz
+        return float(idle_w(self, totals["LUT"], totals["FF"]))
 
     def area_mm2(self) -> float | None:
         """None: the maker of these devices does not publish the area of a die. What is used of one: `needs`."""
@@ -359,6 +359,12 @@ class Fpga(Platform):
             "host": "embeddings and head included" if self.host.is_counted else "embeddings and head left out",
             "resources": used,
         }
+
+
+def idle_w(p: Any, luts: Any, ffs: Any) -> Any:
+    """Power of an idle design in W: static, and every LUT and flip-flop clocked. Numbers, or arrays of many designs."""
+    fabric_pj = luts * p.energy.lut_pj + ffs * p.energy.ff_pj
+    return p.static_w + fabric_pj * 1e-12 * p.clock_hz
 
 
 # --- processing units -------------------------------------------------------------------------------------------------
@@ -764,6 +770,18 @@ def table_cost(p: Any, w: Any) -> Any:
 def is_on_host(w: Any) -> Any:
     """Whether the host computes a work: outside the layers, or a conversion from or to real numbers."""
     return w.outside == 1 or (w.kind == VECTOR and w.function == ELEMENTWISE and w.arithmetic != INT)
+
+
+@atom
+def computes(p: Any, w: Any) -> Any:
+    """Whether a work can be computed: on the host anything, in the layers integers of at most 8 bits."""
+    if is_on_host(w) or (w.kind != GEMM and w.kind != VECTOR):
+        return True
+    if w.arithmetic != INT:
+        return False
+    if w.kind == VECTOR:
+        return True
+    return max(w.a_bits, w.w_bits) <= ACTIVATION_BITS and sum_bits(w.a_bits, w.w_bits, w.k) <= ACCUMULATOR_BITS
 
 
 @atom

@@ -15,6 +15,8 @@ from accelsim.platforms.base import STRICT, Whole
 if TYPE_CHECKING:
     from accelsim.platforms.fpga import Fpga
 
+BRAM, URAM = 0, 1
+"""As in `platforms.fpga.Ram`."""
 NIBBLE_BITS = 4
 PRODUCT_BITS = 12
 """Of an 8 x 4 bit product."""
@@ -99,8 +101,8 @@ def tree_bits(leaves: int) -> int:
     return bits
 
 
-def demand(p: Fpga) -> list[Need]:
-    """Every term, for the configuration `p`."""
+def demand(p: Fpga | Any) -> list[Need]:
+    """Every term, for the configuration `p`: an `Fpga`, or a record with its fields."""
     return [*_dsps(p), *_buffers(p), *_logic(p)]
 
 
@@ -128,10 +130,10 @@ def _buffers(p: Fpga) -> list[Need]:
     ):
         text = f"{buffer.capacity_bytes} bytes in two halves, {formula}"
         levers = (f"{name}.capacity_bytes", "pes", "multipliers")
-        if buffer.ram.name == "URAM":
+        if buffer.ram == URAM:
             blocks = ram_blocks(buffer.capacity_bytes, width, URAM_DEPTH, URAM_DATA_BITS)
             found.append(Need("URAM", name, blocks, text, (*levers, f"{name}.ram=bram")))
-        elif buffer.ram.name == "BRAM":
+        elif buffer.ram == BRAM:
             blocks = ram_blocks(buffer.capacity_bytes, width, BRAM18_DEPTH, BRAM18_DATA_BITS)
             found.append(Need("BRAM18K", name, blocks, text, (*levers, f"{name}.ram=uram")))
         else:
@@ -146,7 +148,7 @@ def _lutram(bits: int) -> int:
 
 
 def _logic(p: Fpga) -> list[Need]:
-    units, n, m, r = p.processing_units, p.pes, p.multipliers, p.resources
+    units, n, m, r = p.processing_units, p.pes, int(p.multipliers), p.resources
     elements = units * n
     trees, levels = 2 * tree_bits(m // 2), (m // 2 - 1).bit_length()
     shifted = PRODUCT_BITS + levels + NIBBLE_BITS + 1

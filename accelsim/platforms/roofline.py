@@ -611,6 +611,17 @@ def move_cost(p: Any, w: Any) -> Any:
 
 
 @atom
+def computes(p: Any, w: Any) -> Any:
+    """Whether the device has a peak for the format of a product, and DRAM for its operands."""
+    if w.in_bytes + w.weight_bytes + w.out_bytes > p.dram.capacity_bytes:
+        return False
+    if w.kind != GEMM:
+        return True
+    width = width_of(w.arithmetic, w.a_bits, w.w_bits, p.peak_flops_per_s.int4)
+    return peak_of(p.peak_flops_per_s, width) > 0
+
+
+@atom
 def work_cost(p: Any, w: Any) -> Any:
     """`Cost` of any work of this platform."""
     if w.kind == GEMM:

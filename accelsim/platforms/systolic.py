@@ -30,6 +30,7 @@ from accelsim.formulas import (
     pipeline_tail_cycles,
     share_start,
     step_cycles,
+    sum_bits,
     tile_array_cycles,
     tiled_matrix_bytes,
     transfer_cycles,
@@ -57,6 +58,7 @@ from accelsim.platforms.base import (
 from accelsim.technology import technology
 from accelsim.work import Arithmetic, VectorFunction, Work, WorkKind, work_array
 
+INT = int(Arithmetic.INT)
 GEMM, VECTOR, MOVE = int(WorkKind.GEMM), int(WorkKind.VECTOR), int(WorkKind.MOVE)
 SOFTMAX, LAYER_NORM, GELU = int(VectorFunction.SOFTMAX), int(VectorFunction.LAYER_NORM), int(VectorFunction.GELU)
 
@@ -143,7 +145,7 @@ class Systolic(Platform):
                 ["--precision (int8, i-bert and fq-bert are integers)", "arithmetic", "input_bits", "weight_bits"],
             )
         if self.arithmetic is Arithmetic.INT:
-            needed = work.a_bits + work.w_bits - 1 + work.k.bit_length()
+            needed = sum_bits(work.a_bits, work.w_bits, work.k)
             if needed > self.accumulator_bits:
                 what = f"{self.name}: {name}: sums of k = {work.k} products of {work.a_bits} x {work.w_bits} bits"
                 raise Infeasible(what, needed, self.accumulator_bits, "accumulator bits", ["accumulator_bits"])
@@ -270,8 +272,7 @@ class Systolic(Platform):
         return self.dram.bytes_per_cycle * self.dram.efficiency
 
     def leakage_w(self) -> float:
-        buffers = (self.input_buffer, self.weight_buffer, self.accumulator, self.vector.buffer)
-        return self.static_w + sum(b.leakage_w for b in buffers)
+        return float(idle_w(self))
 
     def area_mm2(self) -> float:
         """Sum of `area_by_part_mm2`; controllers, DRAM interface and pads are not in it."""
@@ -279,15 +280,10 @@ class Systolic(Platform):
 
     def area_by_part_mm2(self) -> dict[str, float]:
         """Processing elements, each buffer as one macro, vector lanes with their buffer, at `technology_nm`."""
-        node = technology(self.technology_nm)
-        element = node.mac_mm2(self.input_bits, self.weight_bits, self.accumulator_bits, self.arithmetic)
-        return {
-            "arrays": self.rows * self.cols * self.arrays * element,
-            "input_buffer": node.sram_mm2(self.input_buffer.capacity_bytes),
-            "weight_buffer": node.sram_mm2(self.weight_buffer.capacity_bytes),
-            "accumulator": node.sram_mm2(self.accumulator.capacity_bytes),
-            "vector": self.vector.lanes * node.lane_mm2() + node.sram_mm2(self.vector.buffer.capacity_bytes),
-        }
+        element = technology(self.technology_nm).mac_mm2(
+            self.input_bits, self.weight_bits, self.accumulator_bits, self.arithmetic
+        )
+        return area_parts_mm2(self, self.technology_nm, element)
 
     def peak_macs_per_cycle(self, work: Work) -> float:
         return float(self.rows * self.cols * self.arrays)
@@ -299,6 +295,23 @@ class Systolic(Platform):
             "buffers": "double buffered: a tile takes at most half of each",
             "DRAM": f"all operands from and to DRAM, {self.dram_bytes_per_cycle():g} bytes/cycle, one shared channel",
         }
+
+
+def idle_w(p: Any) -> Any:
+    """Leakage of everything and of each buffer, in W. Numbers, or arrays of many designs."""
+    return p.static_w + sum(b.leakage_w for b in (p.input_buffer, p.weight_buffer, p.accumulator, p.vector.buffer))
+
+
+def area_parts_mm2(p: Any, technology_nm: int, element_mm2: float) -> dict[str, Any]:
+    """Area by part, for processing elements of `element_mm2`. Numbers, or arrays of many designs of one node."""
+    node = technology(technology_nm)
+    return {
+        "arrays": p.rows * p.cols * p.arrays * element_mm2,
+        "input_buffer": node.sram_mm2(p.input_buffer.capacity_bytes),
+        "weight_buffer": node.sram_mm2(p.weight_buffer.capacity_bytes),
+        "accumulator": node.sram_mm2(p.accumulator.capacity_bytes),
+        "vector": p.vector.lanes * node.lane_mm2() + node.sram_mm2(p.vector.buffer.capacity_bytes),
+    }
 
 
 _TIMING_TEXT = {
@@ -315,6 +328,16 @@ class GemmTime(NamedTuple):
     busy_cycles: float
     dram_cycles: float
     latency_cycles: float
+
+
+@atom
+def computes(p: Any, w: Any) -> Any:
+    """Whether the array has the width of a product and the accumulators that of its sum."""
+    if w.kind != GEMM:
+        return True
+    if w.arithmetic != p.arithmetic or w.a_bits > p.input_bits or w.w_bits > p.weight_bits:
+        return False
+    return p.arithmetic != INT or sum_bits(w.a_bits, w.w_bits, w.k) <= p.accumulator_bits
 
 
 @atom
