@@ -13,8 +13,8 @@
       - area_mm2 <= 20
       - power_w <= 10
 
-The last axis varies fastest; axes of the model come first, whatever their place in the file. A point is a number from 0
-to `points` - 1, so a space is never held in memory.
+`platform` may also be the mapping of a platform file. The last axis varies fastest; axes of the model come first,
+whatever their place in the file. A point is a number from 0 to `points` - 1: a space is never held in memory.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Axis:
     path: str
     values: tuple[Any, ...]
     follows: str = ""
+    times: float = 1
+    """What a linked axis multiplies the values it follows with."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Limit:
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.field} {self.relation} {self.bound:g}"
+        return f"{self.field} {self.relation} {self.bound!r}"
 
     def keeps(self, values: np.ndarray) -> np.ndarray:
         """bool (n,): which values keep the bound. NaN, an unknown value, does not."""
@@ -102,14 +104,24 @@ class Space:
         return tuple(axis.path for axis in self.axes)
 
     @cached_property
+    def description(self) -> dict[str, Any]:
+        """The mapping that `space` reads back, whole by itself: the base platform is written out."""
+        links = {a.path: {"same_as": a.follows, "times": a.times} for a in self.axes if a.follows}
+        return {
+            "platform": self.base,
+            "model": self.model,
+            "head": self.head,
+            "seq": self.seq,
+            "batch": self.batch,
+            "precision": self.precision,
+            "axes": {a.path: links.get(a.path, list(a.values)) for a in self.axes},
+            "limits": [str(limit) for limit in self.limits],
+        }
+
+    @cached_property
     def digest(self) -> str:
         """sha256 of everything that decides what a point is."""
-        content = {
-            "base": self.base, "model": self.model, "head": self.head, "seq": self.seq, "batch": self.batch,
-            "precision": self.precision, "axes": [[a.path, list(a.values), a.follows] for a in self.axes],
-            "limits": [str(limit) for limit in self.limits],
-        }  # fmt: skip
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.description).encode()).hexdigest()
 
     def places(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Axis -> int64 (n,), the place of each point's value in `Axis.values`."""
@@ -177,8 +189,12 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
     settings = data.get("set") or {}
     if not isinstance(settings, Mapping):
         raise SpecError(f"{text}: set", settings, "a mapping of platform fields to values")
-    name = str(_given(data, "platform", text))
-    base = describe(platform(name, settings))
+    given = _given(data, "platform", text)
+    if isinstance(given, Mapping):
+        base = describe(from_mapping(given, f"{text}: platform", settings))
+    else:
+        base = describe(platform(str(given), settings))
+    name = str(base["name"])
     axes = axes_of(_given(data, "axes", text), base, name, text)
     found = Space(
         platform=name,
@@ -232,7 +248,7 @@ def axes_of(data: Any, base: Mapping[str, Any], source: str, text: str) -> tuple
         times = given.get("times", 1)
         if set(given) - {"same_as", "times"} or isinstance(times, bool) or not isinstance(times, int | float):
             raise SpecError(where, dict(given), "same_as: AXIS and, if wanted, times: NUMBER")
-        axis = Axis(path, tuple(_times(v, times, where) for v in leaders[leader].values), leader)
+        axis = Axis(path, tuple(_times(v, times, where) for v in leaders[leader].values), leader, times)
         _check_values(axis, base, source, where)
         found.append(axis)
     found.sort(key=lambda axis: axis.path not in MODEL_AXES)  # stable: models outermost

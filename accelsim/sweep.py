@@ -1,31 +1,25 @@
-"""`sweep`: every point of a `Space`, priced by the compiled formulas of `simulate`, as a table or a folder of Parquet.
-
-A folder holds manifest.json and chunks/, one file for each run of points, written whole or not at all. So a sweep that
-was stopped at any moment goes on where it was, and two folders of the same space hold the same rows.
-"""
+"""`sweep`: every point of a `Space`, priced by the compiled formulas of `simulate`, as a table or a `Study`."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accelsim import study
 from accelsim.errors import SpecError
-from accelsim.files import write_whole
 from accelsim.graph import Graph
-from accelsim.jit import source_digest
 from accelsim.platforms import Platform, describe, fpga, systolic
 from accelsim.platforms.resources import demand
 from accelsim.price import prices
 from accelsim.simulate import at_precision, energy_of, graph_rows
 from accelsim.space import MODEL_AXES, Space, axes_of
+from accelsim.study import chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
 from accelsim.work import Arithmetic, work_array
@@ -33,7 +27,6 @@ from accelsim.work import Arithmetic, work_array
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
 CHUNK = 16384
 WHOLE = ("cycles", "compute_cycles", "macs", "sram_bytes", "dram_bytes")
 REAL = ("time_s", "energy_j", "power_w", "fps_per_w", "utilization", "area_mm2")
@@ -220,13 +213,8 @@ def run(
     resume: go on with a folder of the same space and version. tell: called with the points of each finished chunk.
     Raises SpecError for a folder of another space or version, one that is not empty, or one another process works on.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"study {folder}", error.strerror, "a folder that can be written") from None
-    with _held(folder):
-        chunk = _manifest(found, folder, resume, chunk)
-        (folder / "chunks").mkdir(exist_ok=True)
+    with held(folder):
+        chunk = study.start(found, folder, resume, chunk, {"kind": "sweep"})
         starts = range(0, found.points, chunk)
         summary = Summary(found.points, 0, 0, {})
         with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
@@ -242,71 +230,13 @@ def run(
         return summary
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The folder for this process alone."""
-    import fcntl
-
-    path = folder / ".lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = f"held by process {file.read().strip()}"
-            raise SpecError(f"study {folder}", holder, "a folder that no other process works on") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-    path.unlink(missing_ok=True)
-
-
-def _manifest(found: Space, folder: Path, resume: bool, chunk: int) -> int:
-    """Points of a chunk: those of the manifest there is, or of the one written now."""
-    path = folder / "manifest.json"
-    mine = {"format": FORMAT, "space": found.digest, "code": source_digest()}
-    if path.exists():
-        try:
-            there = json.loads(path.read_text())
-            held = int(there["chunk"])
-        except (ValueError, KeyError, TypeError):
-            raise SpecError(str(path), "not readable", "the manifest of a sweep, or an empty folder") from None
-        if not resume:
-            raise SpecError(f"study {folder}", "has a manifest", "an empty folder, or --resume")
-        for key, value in mine.items():
-            if there.get(key) != value:
-                raise SpecError(f"{path}: {key}", there.get(key), f"{value}: of this space and this version")
-        return held
-    if any(folder.glob("chunks/*.parquet")):
-        raise SpecError(f"study {folder}", "chunks without a manifest", "an empty folder")
-    content = {
-        **mine,
-        "points": found.points,
-        "chunk": chunk,
-        "axes": {a.path: len(a.values) for a in found.axes},
-        "limits": [str(limit) for limit in found.limits],
-    }
-    write_whole(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
-    return chunk
-
-
 def _chunk(found: Space, folder: Path, start: int, stop: int) -> Summary:
     """One chunk, from its file if it is whole, else priced and written."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = folder / "chunks" / f"{start:015d}.parquet"
-    if path.exists():
-        try:
-            table = pq.read_table(path)
-            if table.num_rows == stop - start:
-                return _summary(found, {n: table[n].to_numpy() for n in table.column_names})
-        except (OSError, pa.ArrowException):
-            pass  # cut short: priced again
-    columns = evaluate(found, np.arange(start, stop))
-    table = pa.table({n: pa.array(v.tolist() if v.dtype.kind in "OU" else v) for n, v in columns.items()})
-    write_whole(path, lambda p: pq.write_table(table, p, compression="zstd"))
+    path = chunk_path(found, folder, start, stop)
+    columns = read_rows(path, stop - start)
+    if columns is None:
+        columns = evaluate(found, np.arange(start, stop))
+        write_rows(path, columns)
     return _summary(found, columns)
 
 

@@ -12,9 +12,10 @@ LAYERS = [
     {"errors", "files", "work", "jit", "formulas", "technology"},
     {"platforms", "graph", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
-    {"simulate", "events", "space", "price", "sweep", "transforms", "trace", "explain", "validate"},
+    {"simulate", "events", "space", "price", "study", "sweep", "transforms", "trace", "explain", "validate"},
     {"params", "integers", "execute", "twin"},
-    {"plots", "html"},
+    {"pareto", "search"},
+    {"plots", "html", "page"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}

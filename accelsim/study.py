@@ -1,0 +1,168 @@
+"""`Study`: a folder of results. manifest.json says which space and which version, chunks/*.parquet hold the rows.
+
+Every file is written whole or not at all, under a name that its content decides, so a run that was stopped at any
+moment goes on where it was, and two folders of the same space hold the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accelsim.errors import SpecError
+from accelsim.files import write_whole
+from accelsim.jit import source_digest
+from accelsim.space import Space, space
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder that a sweep or a search wrote: its space, and its rows as a table."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def space(self) -> Space:
+        """The space of the study, with the base platform as it was."""
+        return space(self.manifest["description"])
+
+    @cached_property
+    def objectives(self) -> tuple[str, ...]:
+        """What a search minimized; empty for a sweep."""
+        return tuple(self.manifest.get("objectives", ()))
+
+    def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """A row per finished point, sorted by `point`: axes, `feasible`, results with their units in the names.
+
+        columns: only these. Raises SpecError for a file that is cut short or a column that is not there.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = []
+        for path in sorted((self.folder / "chunks").glob("*.parquet")):
+            try:
+                there = pq.read_schema(path).names
+                for name in columns or ():
+                    if name not in there:
+                        raise SpecError.unknown(f"{self.folder}: column", name, there)
+                tables.append(pq.read_table(path, columns=None if columns is None else [*columns]))
+            except (OSError, pa.ArrowException) as error:
+                short = str(error).splitlines()[0]
+                raise SpecError(str(path), short, "a complete Parquet file; --resume prices it again") from None
+        if not tables:
+            raise SpecError(f"study {self.folder}", "no finished rows", "a study with at least one chunk")
+        found: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        return found.sort_values("point", ignore_index=True) if "point" in found else found
+
+
+def read_study(folder: str | os.PathLike[str]) -> Study:
+    """The study of a folder, finished or not. Raises SpecError if there is none or its manifest cannot be read."""
+    place = Path(folder)
+    path = place / "manifest.json"
+    if not path.exists():
+        raise SpecError(f"study {place}", "no manifest.json", "a folder written by accelsim sweep or accelsim search")
+    return Study(place, _read_manifest(path))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        there = json.loads(path.read_text())
+        if isinstance(there, dict) and int(there["format"]) == FORMAT and int(there["chunk"]) > 0:
+            return there
+    except (ValueError, KeyError, TypeError, OSError):
+        pass
+    raise SpecError(str(path), "not readable", f"the manifest of a study, format {FORMAT}")
+
+
+def start(found: Space, folder: Path, resume: bool, chunk: int, about: Mapping[str, Any]) -> int:
+    """Points of a chunk, after the manifest was written or, to resume, found to be of this space and version.
+
+    about: what else decides the rows (kind of study, objectives, seed). Call it while `held`.
+    """
+    path = folder / "manifest.json"
+    mine = {"format": FORMAT, "space": found.digest, "code": source_digest(), **about}
+    if path.exists():
+        there = _read_manifest(path)
+        if not resume:
+            raise SpecError(f"study {folder}", "has a manifest", "an empty folder, or --resume")
+        for key, value in mine.items():
+            if there.get(key) != value:
+                raise SpecError(f"{path}: {key}", there.get(key), f"{value}: of this space and this version")
+        return int(there["chunk"])
+    if any(folder.glob("chunks/*.parquet")):
+        raise SpecError(f"study {folder}", "chunks without a manifest", "an empty folder")
+    content = {**mine, "points": found.points, "chunk": chunk, "description": found.description}
+    write_whole(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+    (folder / "chunks").mkdir(exist_ok=True)
+    return chunk
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, for this process alone. Raises SpecError naming the process that holds it."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise SpecError(f"study {folder}", error.strerror, "a folder that can be written") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = f"held by {file.read().strip() or 'another process'}"
+            raise SpecError(f"study {folder}", holder, "a folder that no other process works on") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+        (folder / ".lock").unlink(missing_ok=True)
+
+
+def chunk_path(found: Space, folder: Path, start: int, stop: int) -> Path:
+    """Where the rows of points start to stop - 1 are: a name that space, version and range decide."""
+    key = f"{found.digest} {source_digest()} {start} {stop}"
+    return folder / "chunks" / f"{start:013d}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+
+
+def write_rows(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write columns as one Parquet file, whole or not at all. Raises SpecError if the disk is full."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({n: pa.array(v.tolist() if v.dtype.kind in "OU" else v) for n, v in columns.items()})
+    try:
+        write_whole(path, lambda p: pq.write_table(table, p, compression="zstd", compression_level=1))
+    except OSError as error:
+        raise SpecError(str(path), error.strerror or str(error), "a disk with room; --resume goes on") from None
+
+
+def read_rows(path: Path, rows: int) -> dict[str, np.ndarray] | None:
+    """The columns of a file of `rows` rows, or None where there is no such file or it is cut short."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return None
+    return {n: table[n].to_numpy() for n in table.column_names} if table.num_rows == rows else None
