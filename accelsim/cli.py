@@ -302,6 +302,7 @@ class Experiment(StrEnum):
 
     fqbert = "fqbert"
     fqbert_accuracy = "fqbert-accuracy"
+    peers = "peers"
 
 
 @app.command("list")
@@ -411,6 +412,44 @@ def sweep_space(
         knobs = ", ".join(f"{path} {row[path]}" for path in found.columns)
         print(f"least {name}: {row['value']:.6g} at point {row['point']}: {knobs}")
     print(f"rows in {out / 'chunks'}: pandas.read_parquet({str(out / 'chunks')!r})")
+
+
+EXPORT_EPILOG = """Examples:
+
+accelsim export bert-base --platform systolic-32x32 --to scale-sim --out peer/
+
+accelsim export gemm:128x768x3072 -p systolic-32x32 --set fold_timing=serial --to zigzag --out peer/ --json
+
+The folder holds the peer's files, run.py for the peer's own Python and RUN.md: how to run it, and what differs.
+"""
+
+
+@app.command("export", epilog=EXPORT_EPILOG)
+def export_model(
+    model: Model,
+    to: Annotated[str, typer.Option("--to", help="the simulator: scale-sim, zigzag or accelforge")],
+    out: Annotated[Path, typer.Option("--out", help="folder for its input files; others in it stay")],
+    platform: PlatformName = "systolic-32x32",
+    seq: Seq = 128,
+    batch: Batch = 1,
+    head: Head = "none",
+    precision: Precision = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    retrace: Retrace = False,
+) -> None:
+    """Write another simulator's input files for the same GEMMs on the same array, to run it and compare."""
+    from accelsim.export import GEMMS, export, write
+
+    chip = load_platform(platform, settings)
+    files = export(load_graph(model, seq, batch, head, retrace), chip, to, precision)
+    written = write(files, out)
+    gemms = files[GEMMS].count("\n") - 1
+    if as_json:
+        print(json.dumps({"peer": to, "platform": chip.name, "gemms": gemms, "files": [str(p) for p in written]}))
+        return
+    print("\n".join(f"wrote {path}" for path in written))
+    print(f"{gemms} distinct GEMM{'s' * (gemms != 1)}; how to run {to}, and what makes it differ: {out / 'RUN.md'}")
 
 
 SHOW_EPILOG = """Examples:
@@ -748,6 +787,8 @@ accelsim reproduce fqbert
 accelsim reproduce fqbert-accuracy --small
 
 accelsim reproduce fqbert-accuracy --out results/
+
+accelsim reproduce peers
 """
 
 
@@ -759,10 +800,14 @@ def reproduce(
         Path, typer.Option("--out", help="folder for records, tables and figures; a run that was cut off goes on there")
     ] = Path("results"),
 ) -> None:
-    """Repeat an experiment of a paper and print its numbers beside ours."""
-    from accelsim_experiments import fqbert, fqbert_accuracy
+    """Repeat an experiment of a paper, or run other simulators, and print their numbers beside ours."""
+    from accelsim_experiments import fqbert, fqbert_accuracy, peers
 
-    experiments = {Experiment.fqbert: fqbert.reproduce, Experiment.fqbert_accuracy: fqbert_accuracy.reproduce}
+    experiments = {
+        Experiment.fqbert: fqbert.reproduce,
+        Experiment.fqbert_accuracy: fqbert_accuracy.reproduce,
+        Experiment.peers: peers.reproduce,
+    }
     for line in experiments[name](out / name.value, small):
         print(line, flush=True)
 

@@ -22,7 +22,7 @@ from numba.extending import register_jitable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SOURCES = ("jit.py", "formulas.py", "work.py", "mapping.py", "events.py", "price.py", "platforms")
+SOURCES = ("jit.py", "formulas.py", "work.py", "mapping.py", "events.py", "price.py", "sweep.py", "platforms")
 KERNEL_SOURCES = ("jit.py", "numerics")
 
 

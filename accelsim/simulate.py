@@ -19,14 +19,21 @@ DETAILS = ("analytic", "events")
 MAX_STEPS = 20_000_000
 
 
-def simulate(graph: Graph, platform: Platform, *, detail: str = "analytic", precision: str | None = None) -> Report:
+def simulate(
+    graph: Graph,
+    platform: Platform,
+    *,
+    detail: str = "analytic",
+    precision: str | None = None,
+    mapping: str = "best",
+) -> Report:
     """What the graph costs on the platform.
 
     detail: "analytic" prices each op by itself, one after the other; "events" lets them share one DRAM channel,
     prefetch and overlap. precision: a preset of `transforms.quantize`; None keeps a graph that was already given one
-    and otherwise takes the platform's default.
+    and otherwise takes the platform's default. mapping: a rule of `mapping.RULES`.
 
-    Raises SpecError for an unknown detail or precision, Infeasible if the hardware cannot do an op.
+    Raises SpecError for an unknown detail, precision or mapping, Infeasible if the hardware cannot do an op.
     """
     if detail not in DETAILS:
         raise SpecError.unknown("detail", detail, DETAILS)
@@ -35,9 +42,10 @@ def simulate(graph: Graph, platform: Platform, *, detail: str = "analytic", prec
     if any(work.kind is WorkKind.COLLECTIVE for work in unique):
         raise SpecError("platform", platform.name, "a cluster for a graph with collectives")
     asked_by = {work: op.name for op, work in reversed(rows)}
-    mappings = best(platform, unique, [asked_by[work] for work in unique])
+    mappings = best(platform, unique, [asked_by[work] for work in unique], mapping)
     priced = platform.costs(work_array(unique), mappings)
-    summed = total_of(priced, np.bincount(which, minlength=len(unique)))
+    units = np.array([platform.unit(work) for work in unique])
+    summed = total_of(priced, np.bincount(which, minlength=len(unique)), units)
     costs = priced[which]
     if detail == "events":
         line = timeline(graph, platform, unique, mappings, rows, which)

@@ -13,8 +13,9 @@
       - area_mm2 <= 20
       - power_w <= 10
 
-`platform` may also be the mapping of a platform file. The last axis varies fastest; axes of the model come first,
-whatever their place in the file. A point is a number from 0 to `points` - 1: a space is never held in memory.
+`platform` may also be the mapping of a platform file, `mapping` a rule of `mapping.RULES`. Axes are put in the order
+model, array, capacities of its buffers, everything else, and the last one varies fastest: neighbours share work. A
+point is a number from 0 to `points` - 1: a space is never held in memory.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ import numpy as np
 from accelsim.errors import SpecError
 from accelsim.files import read_description
 from accelsim.jit import record
+from accelsim.mapping import RULES
 from accelsim.platforms import Platform, describe, from_mapping, platform
 
 MODEL_AXES = ("model", "seq", "batch", "precision")
-FIELDS = ("platform", "model", "head", "seq", "batch", "precision", "set", "axes", "limits")
+FIELDS = ("platform", "model", "head", "seq", "batch", "precision", "mapping", "set", "axes", "limits")
+CAPACITIES = tuple(f"{name}.capacity_bytes" for name in ("input_buffer", "weight_buffer", "accumulator"))
+"""Fields that decide which tiles fit an array, and nothing else about their time."""
 MAX_POINTS = 10**12
 MAX_VALUES = 10**6
 _LIMIT = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=)\s*(\S+)\s*")
@@ -85,6 +89,8 @@ class Space:
     batch: int
     precision: str
     """"" for the platform's default."""
+    mapping: str
+    """How each work is laid on the platform: a rule of `mapping.RULES`."""
     axes: tuple[Axis, ...]
     limits: tuple[Limit, ...]
 
@@ -114,6 +120,7 @@ class Space:
             "seq": self.seq,
             "batch": self.batch,
             "precision": self.precision,
+            "mapping": self.mapping,
             "axes": {a.path: links.get(a.path, list(a.values)) for a in self.axes},
             "limits": [str(limit) for limit in self.limits],
         }
@@ -122,6 +129,28 @@ class Space:
     def digest(self) -> str:
         """sha256 of everything that decides what a point is."""
         return hashlib.sha256(json.dumps(self.description).encode()).hexdigest()
+
+    def axis(self, path: str) -> Axis:
+        """The axis of that path."""
+        return next(axis for axis in self.axes if axis.path == path)
+
+    def key(self, points: np.ndarray, fields: Iterable[str], without: Iterable[str] = ()) -> np.ndarray:
+        """int64 (n,): equal for points that are the same in `fields` of the platform and in the model.
+
+        without: axes that may differ all the same. Numbers ascend with the points if the axes that matter are slowest.
+        """
+        wanted = {a.follows or a.path for a in self.axes if a.path in MODEL_AXES or _is_read(a.path, fields)}
+        wanted -= {a.follows or a.path for a in self.axes if a.path in without} - {
+            a.follows or a.path for a in self.axes if _is_read(a.path, fields) and a.path not in without
+        }
+        rest = np.asarray(points, np.int64)
+        size, total = 1, np.zeros(len(rest), np.int64)
+        for axis in reversed(self.free):
+            rest, place = np.divmod(rest, len(axis.values))
+            if axis.path in wanted:
+                total += place * size
+                size *= len(axis.values)
+        return total
 
     def places(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Axis -> int64 (n,), the place of each point's value in `Axis.values`."""
@@ -158,6 +187,13 @@ class Space:
                 column = column[part]
             column[:] = numbers[places[path]]
         return out
+
+
+def _is_read(path: str, fields: Iterable[str]) -> bool:
+    """Whether a dotted path is one of some fields, or inside one. Leakage must be named: no work depends on it."""
+    if path in fields:
+        return True
+    return path.rpartition(".")[2] != "leakage_w" and any(path.startswith(f + ".") for f in fields)
 
 
 def _as_numbers(base: Mapping[str, Any], source: str, axis: Axis) -> np.ndarray:
@@ -204,9 +240,12 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
         seq=_whole(data.get("seq", 128), f"{text}: seq"),
         batch=_whole(data.get("batch", 1), f"{text}: batch"),
         precision=str(data.get("precision", "")),
-        axes=axes,
+        mapping=str(data.get("mapping", "best")),
+        axes=_ordered(axes, base["kind"]),
         limits=tuple(_limit(entry, f"{text}: limits") for entry in data.get("limits") or ()),
     )
+    if found.mapping not in RULES:
+        raise SpecError.unknown(f"{text}: mapping", found.mapping, RULES)
     if found.points > MAX_POINTS:
         raise SpecError(f"{text}: points", found.points, f"at most {MAX_POINTS}: fewer values or fewer axes")
     _check_limits(found.limits, text)
@@ -253,6 +292,19 @@ def axes_of(data: Any, base: Mapping[str, Any], source: str, text: str) -> tuple
         found.append(axis)
     found.sort(key=lambda axis: axis.path not in MODEL_AXES)  # stable: models outermost
     return tuple(found)
+
+
+def _ordered(axes: tuple[Axis, ...], kind: str) -> tuple[Axis, ...]:
+    """Axes of the model, of the platform's first unit, capacities of its buffers, others: so that neighbours share."""
+    reads = next(iter(Platform.kinds[kind].reads.values()))
+
+    def place(path: str) -> int:
+        if path in MODEL_AXES:
+            return 0
+        return 3 if not _is_read(path, reads) else 2 if path in CAPACITIES else 1
+
+    first = {a.path: min(place(b.path) for b in axes if a.path in (b.path, b.follows)) for a in axes if not a.follows}
+    return tuple(sorted(axes, key=lambda axis: (first[axis.follows or axis.path], bool(axis.follows))))
 
 
 def _times(value: Any, times: float, where: str) -> Any:

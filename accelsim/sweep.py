@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,13 @@ import numpy as np
 from accelsim import study
 from accelsim.errors import SpecError
 from accelsim.graph import Graph
+from accelsim.jit import compiled
 from accelsim.platforms import Platform, describe, fpga, systolic
+from accelsim.platforms.base import TOTAL_DTYPE, add_total
 from accelsim.platforms.resources import demand
 from accelsim.price import prices
 from accelsim.simulate import at_precision, energy_of, graph_rows
-from accelsim.space import MODEL_AXES, Space, axes_of
+from accelsim.space import CAPACITIES, MODEL_AXES, Space, axes_of
 from accelsim.study import chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
@@ -27,7 +30,7 @@ from accelsim.work import Arithmetic, work_array
 if TYPE_CHECKING:
     import pandas as pd
 
-CHUNK = 16384
+CHUNK = 65536
 WHOLE = ("cycles", "compute_cycles", "macs", "sram_bytes", "dram_bytes")
 REAL = ("time_s", "energy_j", "power_w", "fps_per_w", "utilization", "area_mm2")
 DEVICE = {"DSP": "dsp", "BRAM18K": "bram18k", "URAM": "uram", "LUT": "lut", "FF": "ff"}
@@ -48,34 +51,50 @@ def evaluate(found: Space, points: np.ndarray) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {"point": points}
     for axis in found.axes:
         columns[axis.path] = np.array(axis.values)[places[axis.path]]
-    for name in ("feasible", *WHOLE, *REAL, *(DEVICE.values() if found.base["kind"] == "fpga" else ())):
-        columns[name] = np.zeros(len(points), bool if name == "feasible" else float if name in REAL else np.int64)
     names = [axis.path for axis in found.axes if axis.path in MODEL_AXES]
-    keys = np.stack([places[n] for n in names], axis=1) if names else np.zeros((len(points), 0), np.int64)
-    for key in np.unique(keys, axis=0):
-        rows = np.flatnonzero((keys == key).all(axis=1))
-        own = {a.path: a.values[key[names.index(a.path)]] for a in found.axes if a.path in MODEL_AXES}
-        for name, values in _priced(found, points[rows], own).items():
-            columns[name][rows] = values
+    models = found.key(points, ())
+    parts = []
+    for model in np.unique(models):
+        rows = np.flatnonzero(models == model)
+        own = {n: found.axis(n).values[places[n][rows[0]]] for n in names}
+        parts.append((rows, _priced(found, points[rows], own)))
+    if len(parts) == 1:
+        return {**columns, **parts[0][1]}
+    for name, values in parts[0][1].items():
+        columns[name] = np.empty(len(points), values.dtype)
+        for rows, part in parts:
+            columns[name][rows] = part[name]
     return columns
 
 
-def _priced(found: Space, points: np.ndarray, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Result columns of points that share a model: `own`, its axes."""
-    designs = found.designs(points)
+def _priced(found: Space, points: np.ndarray, own: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Result columns of points that share a model: `own`, its axes.
+
+    What a unit does is priced once for all points that are the same in the fields it reads.
+    """
     chip = found.chip(int(points[0]))
     graph = at_precision(_graph(found, own), chip, str(own.get("precision", found.precision)) or None)
     _, unique, which = graph_rows(graph)
-    counts = np.bincount(which, minlength=len(unique))
-    totals, feasible = prices(chip.kind, designs, work_array(unique), counts)
-    view: Any = designs.view(np.recarray)
-    leakage_w, area, taken = _static(chip, view)
-    for name, column in DEVICE.items():
-        if taken:
-            feasible &= taken[column] <= view["device"][name.lower()]  # numpy has a `device` of its own
+    counts, works = np.bincount(which, minlength=len(unique)), work_array(unique)
+    units = np.array([chip.unit(work) for work in unique])
+    totals, feasible = np.zeros(len(points), TOTAL_DTYPE), np.ones(len(points), bool)
+    for unit in range(int(units.max(initial=0)) + 1):
+        mine, fields = np.flatnonzero(units == unit), chip.reads[chip.units[unit]]
+        first, place = _distinct(found.key(points, fields))
+        groups = found.key(points[first], fields, CAPACITIES)
+        order = np.argsort(groups, kind="stable")
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        designs = found.designs(points[first[order]])
+        part, ok = prices(chip.kind, designs, groups[order], works[mine], counts[mine], found.mapping)
+        _add(totals, feasible, part, ok, back[place])
+    clock_hz = _shared(found, points, ["clock_hz"], lambda view: view.clock_hz)
+    leakage_w, area, taken = _static(chip, found, points)
+    for amount, device in taken.values():
+        feasible &= amount <= device
     feasible &= totals["cycles"] > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        time_s = totals["cycles"] / view.clock_hz
+        time_s = totals["cycles"] / clock_hz
         mac_pj, vector_pj, sram_pj, dram_pj = (totals[f"{name}_pj"] for name in ("mac", "vector", "sram", "dram"))
         energy_j = energy_of(mac_pj, vector_pj, sram_pj, dram_pj, leakage_w * time_s)
         real = {
@@ -86,12 +105,44 @@ def _priced(found: Space, points: np.ndarray, own: Mapping[str, Any]) -> dict[st
             "utilization": np.minimum(1.0, totals["gemm_cycles"] / totals["cycles"]),
             "area_mm2": area,
         }
-    return {
-        "feasible": feasible,
-        **{name: np.where(feasible, totals[name], 0) for name in WHOLE},
-        **{name: np.where(feasible, values, np.nan) for name, values in real.items()},
-        **taken,
-    }
+    whole = {name: totals[name].copy() for name in WHOLE}
+    if not feasible.all():
+        for values in whole.values():
+            values[~feasible] = 0
+        for name, numbers in real.items():
+            real[name] = np.where(feasible, numbers, np.nan)
+    return {"feasible": feasible, **whole, **real, **{column: amount for column, (amount, _) in taken.items()}}
+
+
+@compiled
+def _add(totals: Any, feasible: Any, part: Any, ok: Any, place: Any) -> None:
+    """Add to each point the totals of a unit, part[place]."""
+    for i in range(len(totals)):
+        add_total(totals[i], part[place[i]])
+        feasible[i] = feasible[i] and ok[place[i]]
+
+
+def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the first of each different key, ascending by key; for each key the place of its like among them)."""
+    low = int(keys.min(initial=0))
+    span = int(keys.max(initial=0)) - low + 1
+    if span > 4 * len(keys) + 1024:
+        _, first, place = np.unique(keys, return_index=True, return_inverse=True)
+        return first, place.reshape(-1)
+    at = np.full(span, -1)
+    at[keys[::-1] - low] = np.arange(len(keys))[::-1]
+    there = np.flatnonzero(at >= 0)
+    first = at[there]
+    at[there] = np.arange(len(there))
+    return first, at[keys - low]
+
+
+def _shared(found: Space, points: np.ndarray, fields: Sequence[str], value: Callable[[Any], Any]) -> np.ndarray:
+    """`value` of the designs of points, (n,) or (k, n): computed once for all that are the same in the fields."""
+    first, place = _distinct(found.key(points, fields))
+    view: Any = found.designs(points[first]).view(np.recarray)
+    values: np.ndarray = np.asarray(value(view))
+    return values[..., place]
 
 
 _GRAPHS: dict[tuple[str, str, int, int], Graph] = {}
@@ -109,18 +160,32 @@ def _graph(found: Space, own: Mapping[str, Any]) -> Graph:
     return _GRAPHS[key]
 
 
-def _static(chip: Platform, view: Any) -> tuple[Any, Any, dict[str, np.ndarray]]:
-    """(leakage in W, area in mm2 or NaN, resources by column) of many designs, each as its platform says it."""
+def _static(chip: Platform, found: Space, points: np.ndarray) -> tuple[Any, Any, dict[str, Any]]:
+    """(leakage in W, area in mm2 or NaN, column -> (taken, there is) of FPGAs) of points, as their platforms say it."""
     if chip.kind == "systolic":
-        return systolic.idle_w(view), _areas(view), {}
+        leaks = [f"{name}.leakage_w" for name in ("input_buffer", "weight_buffer", "accumulator", "vector.buffer")]
+        return _shared(found, points, ["static_w", *leaks], systolic.idle_w), _areas(found, points), {}
     if chip.kind == "fpga":
-        taken = _resources(view)
-        return fpga.idle_w(view, taken["lut"], taken["ff"]), np.full(len(view), np.nan), taken
-    return view.static_w, np.where(view.die_mm2 > 0, view.die_mm2, np.nan), {}
+        taken = _shared(found, points, _SIZES, _resources)
+        there = _shared(found, points, ["device"], lambda view: [view["device"][n.lower()] for n in DEVICE])
+        static = _shared(found, points, [*_SIZES, "static_w", "energy", "clock_hz"], _fpga_idle_w)
+        columns = {column: (taken[i], there[i]) for i, column in enumerate(DEVICE.values())}
+        return static, np.full(len(points), np.nan), columns
+    die = _shared(found, points, ["die_mm2"], lambda view: view.die_mm2)
+    return _shared(found, points, ["static_w"], lambda view: view.static_w), np.where(die > 0, die, np.nan), {}
 
 
-def _areas(view: Any) -> np.ndarray:
-    """mm2 of systolic designs: those of one node and one kind of element together."""
+def _areas(found: Space, points: np.ndarray) -> np.ndarray:
+    """mm2 of systolic designs, the parts added in the order of `area_parts_mm2`."""
+    widths = ("technology_nm", "input_bits", "weight_bits", "accumulator_bits", "arithmetic")
+    total = np.zeros(len(points))
+    for name, fields in systolic.AREA_READS.items():
+        total += _shared(found, points, [*widths, *fields], partial(_area_part, name))
+    return total
+
+
+def _area_part(name: str, view: Any) -> np.ndarray:
+    """mm2 of one part: designs of one node and one kind of element together."""
     out = np.zeros(len(view))
     kinds = np.stack(
         [view[n] for n in ("technology_nm", "input_bits", "weight_bits", "accumulator_bits", "arithmetic")]
@@ -129,22 +194,30 @@ def _areas(view: Any) -> np.ndarray:
         rows = np.flatnonzero((kinds == kind[:, None]).all(axis=0))
         node, a_bits, w_bits, sum_bits, arithmetic = kind.tolist()
         element = technology(node).mac_mm2(a_bits, w_bits, sum_bits, Arithmetic(arithmetic))
-        out[rows] = sum(systolic.area_parts_mm2(view[rows], node, element).values())
+        out[rows] = systolic.area_parts_mm2(view[rows], node, element)[name]
     return out
 
 
-def _resources(view: Any) -> dict[str, np.ndarray]:
-    """Amount of each resource by column, of FPGA designs: those with equal sizes are counted once."""
-    buffers = ("weight_buffer", "input_buffer", "intermediate_buffer", "output_buffer", "parameter_buffer")
-    sizes = [view[n] for n in ("processing_units", "pes", "multipliers", "psum_rows")]
-    sizes += [view[n][f] for n in buffers for f in ("capacity_bytes", "ram")]
+def _fpga_idle_w(view: Any) -> Any:
+    taken = dict(zip(DEVICE, _resources(view), strict=True))
+    return fpga.idle_w(view, taken["LUT"], taken["FF"])
+
+
+_BUFFERS = ("weight_buffer", "input_buffer", "intermediate_buffer", "output_buffer", "parameter_buffer")
+_SIZES = ("processing_units", "pes", "multipliers", "psum_rows", *_BUFFERS, "resources")
+
+
+def _resources(view: Any) -> np.ndarray:
+    """int64 (len(DEVICE), n): amount of each resource of FPGA designs; those with equal sizes are counted once."""
+    sizes = [view[n] for n in _SIZES[:4]]
+    sizes += [view[n][f] for n in _BUFFERS for f in ("capacity_bytes", "ram")]
     sizes += [view["resources"][n] for n in view["resources"].dtype.names]
     _, first, which = np.unique(np.stack(sizes), axis=1, return_index=True, return_inverse=True)
     found = np.zeros((len(DEVICE), len(first)), np.int64)
     for i, row in enumerate(first):
         for need in demand(view[row]):
             found[list(DEVICE).index(need.resource), i] += need.amount
-    return {column: found[i][which.reshape(-1)] for i, column in enumerate(DEVICE.values())}
+    return found[:, which.reshape(-1)]
 
 
 def keep(found: Space, columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -173,7 +246,7 @@ def sweep(graph: Graph, chip: Platform, over: Mapping[str, Any]) -> pd.DataFrame
             raise SpecError(f"over.{axis}", over[axis], "an axis of the platform: the graph has its own model and size")
     found = Space(
         platform=chip.name, base=base, model=graph.name, head="", seq=1, batch=1,
-        precision="", axes=axes_of(over, base, chip.name, "over"), limits=(),
+        precision="", mapping="best", axes=axes_of(over, base, chip.name, "over"), limits=(),
     )  # fmt: skip
     _GRAPHS[graph.name, "", 1, 1] = graph
     try:

@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "files", "work", "jit", "formulas", "technology"},
     {"platforms", "graph", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
-    {"simulate", "events", "space", "price", "study", "sweep", "transforms", "trace", "explain", "validate"},
+    {"simulate", "events", "space", "price", "study", "sweep", "transforms", "trace", "explain", "export", "validate"},
     {"params", "integers", "execute", "twin"},
     {"pareto", "search"},
     {"plots", "html", "page"},

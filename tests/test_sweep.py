@@ -93,12 +93,12 @@ def test_points_priced_together_are_points_priced_alone():
 def test_a_wrong_batch_is_caught(what, monkeypatch):
     real = price.prices
 
-    def wrong(kind, designs, works, counts):
+    def wrong(kind, designs, groups, works, counts, rule):
         if what == "counts":
-            return real(kind, designs, works, np.ones_like(counts))
+            return real(kind, designs, groups, works, np.ones_like(counts), rule)
         if what == "last work":
-            return real(kind, designs, works[:-1], counts[:-1])
-        out, ok = real(kind, designs, works, counts)
+            return real(kind, designs, groups, works[:-1], counts[:-1], rule)
+        out, ok = real(kind, designs, groups, works, counts, rule)
         out["cycles"] += 1
         return out, ok
 
@@ -287,7 +287,7 @@ def test_two_processes_on_one_study(tmp_path):
     folder.mkdir()
     code = (
         "import fcntl, sys\n"
-        "file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); file.write('4711'); file.flush()\n"
+        "file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); file.write('process 4711'); file.flush()\n"
         "print(1, flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

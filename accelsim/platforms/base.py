@@ -121,12 +121,12 @@ TOTAL_DTYPE = np.dtype(
     [(name, np.int64) for name in ("cycles", "compute_cycles", "macs", "sram_bytes", "dram_bytes")]
     + [(name, np.float64) for name in ("gemm_cycles", "mac_pj", "sram_pj", "dram_pj", "vector_pj")]
 )
-"""Sums over a run, ops one after the other. gemm_cycles: what its products would take at the peak of their unit."""
+"""Sums over works, one after the other. gemm_cycles: what their products would take at the peak of their unit."""
 
 
 @atom
 def add_cost(total: Any, c: Any, count: int) -> None:
-    """Add `count` times a `Cost` to a record of TOTAL_DTYPE. Every total of a run is added up by this, in one order."""
+    """Add `count` times a `Cost` to a record of TOTAL_DTYPE. Every total is added up by this, unit by unit."""
     total.cycles += count * c.cycles
     total.compute_cycles += count * c.compute_cycles
     total.macs += count * c.macs
@@ -140,16 +140,36 @@ def add_cost(total: Any, c: Any, count: int) -> None:
     total.vector_pj += count * c.vector_pj
 
 
+@atom
+def add_total(total: Any, part: Any) -> None:
+    """Add one record of TOTAL_DTYPE to another."""
+    total.cycles += part.cycles
+    total.compute_cycles += part.compute_cycles
+    total.macs += part.macs
+    total.sram_bytes += part.sram_bytes
+    total.dram_bytes += part.dram_bytes
+    total.gemm_cycles += part.gemm_cycles
+    total.mac_pj += part.mac_pj
+    total.sram_pj += part.sram_pj
+    total.dram_pj += part.dram_pj
+    total.vector_pj += part.vector_pj
+
+
 @compiled
-def _sum_costs(costs: Any, counts: Any, out: Any) -> None:
+def _sum_costs(costs: Any, counts: Any, units: Any, parts: Any, out: Any) -> None:
     for i in range(len(costs)):
-        add_cost(out[0], costs[i], counts[i])
+        add_cost(parts[units[i]], costs[i], counts[i])
+    for u in range(len(parts)):
+        add_total(out[0], parts[u])
 
 
-def total_of(costs: np.ndarray, counts: np.ndarray) -> np.void:
-    """Record of TOTAL_DTYPE for (n,) COST_DTYPE, each as often as `counts` says, int64 (n,)."""
+def total_of(costs: np.ndarray, counts: np.ndarray, units: np.ndarray) -> np.void:
+    """Record of TOTAL_DTYPE for (n,) COST_DTYPE, each as often as `counts` says: unit by unit, then over the units.
+
+    counts, units: int64 (n,).
+    """
     out = np.zeros(1, TOTAL_DTYPE)
-    _sum_costs(costs, counts, out)
+    _sum_costs(costs, counts, units, np.zeros(int(units.max(initial=0)) + 1, TOTAL_DTYPE), out)
     found: np.void = out[0]
     return found
 
@@ -181,6 +201,8 @@ class Platform(ABC):
     clock_hz: float
     kind: ClassVar[str]
     units: ClassVar[tuple[str, ...]]
+    reads: ClassVar[dict[str, tuple[str, ...]]]
+    """Unit -> fields that the cycles, bytes and dynamic energy of its works depend on; others are the same for all."""
     kinds: ClassVar[dict[str, type[Platform]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -174,6 +174,17 @@ class Fpga(Platform):
 
     kind: ClassVar[str] = "fpga"
     units: ClassVar[tuple[str, ...]] = ("pu", "softmax", "layer_norm", "dma", "host")
+    reads: ClassVar[dict[str, tuple[str, ...]]] = {
+        "pu": (
+            "processing_units", "pes", "multipliers", "dot_timing", "dot_overhead_cycles", "quantizer_cycles",
+            "psum_rows", "weight_buffer", "input_buffer", "intermediate_buffer", "output_buffer", "parameter_buffer",
+            "dram", "energy",
+        ),
+        "softmax": ("softmax", "multipliers", "input_buffer", "intermediate_buffer", "output_buffer", "dram", "energy"),
+        "layer_norm": ("layer_norm", "multipliers", "input_buffer", "intermediate_buffer", "output_buffer", "dram", "energy"),
+        "dma": ("input_buffer", "intermediate_buffer", "output_buffer", "dram"),
+        "host": ("host", "clock_hz", "dram"),
+    }  # fmt: skip
 
     def check_widths(self, work: Work, name: str) -> None:
         """Raise Infeasible for a product wider than 8 x 8 bit, a sum beyond 32 bits, real numbers inside a layer."""

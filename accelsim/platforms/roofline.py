@@ -143,6 +143,13 @@ class Roofline(Platform):
 
     kind: ClassVar[str] = "roofline"
     units: ClassVar[tuple[str, ...]] = ("device",)
+    reads: ClassVar[dict[str, tuple[str, ...]]] = {
+        "device": (
+            "clock_hz", "compute_units", "peak_flops_per_s", "peak_efficiency", "tile_m", "tile_n", "min_tile",
+            "k_half", "vector_flops_per_s", "exp_flops", "launch_s", "inner", "outer", "dram", "pj_per_flop",
+            "vector_pj_per_flop",
+        ),
+    }  # fmt: skip
 
     @property
     def widths(self) -> tuple[Width, ...]:

@@ -130,6 +130,14 @@ class Systolic(Platform):
 
     kind: ClassVar[str] = "systolic"
     units: ClassVar[tuple[str, ...]] = ("array", "vector", "dma")
+    reads: ClassVar[dict[str, tuple[str, ...]]] = {
+        "array": (
+            "rows", "cols", "arrays", "dataflow", "fold_timing", "arithmetic", "input_bits", "weight_bits",
+            "accumulator_bits", "input_buffer", "weight_buffer", "accumulator", "dram", "multiply_pj", "accumulate_pj",
+        ),
+        "vector": ("vector", "dram"),
+        "dma": ("dram",),
+    }  # fmt: skip
 
     def check_widths(self, work: Work, name: str) -> None:
         if work.kind is not WorkKind.GEMM:
@@ -312,6 +320,16 @@ def area_parts_mm2(p: Any, technology_nm: int, element_mm2: float) -> dict[str, 
         "accumulator": node.sram_mm2(p.accumulator.capacity_bytes),
         "vector": p.vector.lanes * node.lane_mm2() + node.sram_mm2(p.vector.buffer.capacity_bytes),
     }
+
+
+AREA_READS = {
+    "arrays": ("rows", "cols", "arrays"),
+    "input_buffer": ("input_buffer.capacity_bytes",),
+    "weight_buffer": ("weight_buffer.capacity_bytes",),
+    "accumulator": ("accumulator.capacity_bytes",),
+    "vector": ("vector.lanes", "vector.buffer.capacity_bytes"),
+}
+"""Part of `area_parts_mm2` -> fields it depends on beside the node and the widths."""
 
 
 _TIMING_TEXT = {
