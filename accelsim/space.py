@@ -44,7 +44,7 @@ FIELDS = ("platform", "model", "head", "seq", "batch", "precision", "mapping", "
 CAPACITIES = tuple(f"{name}.capacity_bytes" for name in ("input_buffer", "weight_buffer", "accumulator"))
 """Fields that decide which tiles fit an array, and nothing else about their time."""
 MAX_POINTS = 10**12
-MAX_VALUES = 10**6
+MAX_VALUES = 10**4
 _LIMIT = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=)\s*(\S+)\s*")
 
 
@@ -246,8 +246,6 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
     )
     if found.mapping not in RULES:
         raise SpecError.unknown(f"{text}: mapping", found.mapping, RULES)
-    if found.points > MAX_POINTS:
-        raise SpecError(f"{text}: points", found.points, f"at most {MAX_POINTS}: fewer values or fewer axes")
     _check_limits(found.limits, text)
     return found
 
@@ -276,9 +274,12 @@ def axes_of(data: Any, base: Mapping[str, Any], source: str, text: str) -> tuple
         if isinstance(given, Mapping) and "same_as" in given:
             links.append((str(path), given, where))
             continue
-        values = _values(given, where)
-        found.append(Axis(str(path), values))
-        _check_values(found[-1], base, source, where)
+        found.append(Axis(str(path), _values(given, where)))
+    points = math.prod(len(axis.values) for axis in found)
+    if points > MAX_POINTS:
+        raise SpecError(f"{text}: points", points, f"at most {MAX_POINTS}: fewer values or fewer axes")
+    for axis in found:
+        _check_values(axis, base, source, f"{text}: axes.{axis.path}")
     for path, given, where in links:
         leaders = {axis.path: axis for axis in found}
         leader = given["same_as"]

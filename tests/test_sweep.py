@@ -194,9 +194,10 @@ BAD = {
     "seq 0": ({"platform": "a100", "axes": {"seq": [0]}}, ">= 1"),
     "too many points": (
         {"platform": "systolic-32x32", "axes": {
-            "clock_hz": {"from": 1.0e6, "to": 2.0e6, "points": 100000},
-            "static_w": {"from": 0.0, "to": 1.0, "points": 100000},
-            "multiply_pj": {"from": 0.0, "to": 1.0, "points": 1000}}}, "fewer values or fewer axes"
+            "clock_hz": {"from": 1.0e6, "to": 2.0e6, "points": 10000},
+            "static_w": {"from": 0.0, "to": 1.0, "points": 10000},
+            "multiply_pj": {"from": 0.0, "to": 1.0, "points": 10000}, "rows": {"range": [1, 1000, 1]}}},
+        "fewer values or fewer axes"
     ),
     "limit": ({"platform": "a100", "axes": {"batch": [1]}, "limits": ["time_s < 1"]}, "FIELD <= NUMBER"),
     "limit of code": ({"platform": "a100", "axes": {"batch": [1]}, "limits": ["time_s <= exit(1)"]}, "number"),

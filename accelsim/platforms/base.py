@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from abc import ABC, abstractmethod
@@ -271,7 +272,7 @@ def from_mapping(data: Any, source: str, overrides: MappingABC[str, Any] | None 
 
     Raises SpecError with the path of the field, the value, what is legal and the nearest name.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if not isinstance(data, MappingABC):
         raise SpecError(source, type(data).__name__, "a mapping of platform fields")
@@ -283,10 +284,17 @@ def from_mapping(data: Any, source: str, overrides: MappingABC[str, Any] | None 
         raise SpecError.unknown(f"{source}: kind", kind, Platform.kinds)
     target = Platform.kinds[kind]
     try:
-        platform: Platform = TypeAdapter(target).validate_json(json.dumps(values), strict=True)
+        platform: Platform = _adapter(target).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise spec_error(error, target, source) from None
     return platform
+
+
+@functools.cache
+def _adapter(target: type[Platform]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(target)
 
 
 def _copy(data: Any) -> Any:
