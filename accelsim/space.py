@@ -48,6 +48,10 @@ MAX_VALUES = 10**4
 _LIMIT = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=)\s*(\S+)\s*")
 
 
+Places = Mapping[str, np.ndarray]
+"""Axis -> int64 (n,): where in `Axis.values` each point's value is."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """Values of one field, as a file writes them: numbers or words. `follows`: the axis it is linked to, or ""."""
@@ -134,21 +138,20 @@ class Space:
         """The axis of that path."""
         return next(axis for axis in self.axes if axis.path == path)
 
-    def key(self, points: np.ndarray, fields: Iterable[str], without: Iterable[str] = ()) -> np.ndarray:
+    def key(self, places: Places, fields: Iterable[str], without: Iterable[str] = ()) -> np.ndarray:
         """int64 (n,): equal for points that are the same in `fields` of the platform and in the model.
 
-        without: axes that may differ all the same. Numbers ascend with the points if the axes that matter are slowest.
+        places: of the points. without: axes that may differ all the same. Numbers ascend with the points if the axes
+        that matter are slowest.
         """
         wanted = {a.follows or a.path for a in self.axes if a.path in MODEL_AXES or _is_read(a.path, fields)}
         wanted -= {a.follows or a.path for a in self.axes if a.path in without} - {
             a.follows or a.path for a in self.axes if _is_read(a.path, fields) and a.path not in without
         }
-        rest = np.asarray(points, np.int64)
-        size, total = 1, np.zeros(len(rest), np.int64)
+        size, total = 1, np.zeros(len(places[self.axes[0].path]), np.int64)
         for axis in reversed(self.free):
-            rest, place = np.divmod(rest, len(axis.values))
             if axis.path in wanted:
-                total += place * size
+                total += places[axis.path] * size
                 size *= len(axis.values)
         return total
 
@@ -169,7 +172,12 @@ class Space:
 
     def chip(self, point: int) -> Platform:
         """The platform of one point."""
-        own = {path: value for path, value in self.values(point).items() if path not in MODEL_AXES}
+        self.values(point)  # refuses a number that is none
+        return self.platform_at({path: int(at[0]) for path, at in self.places(np.array([point])).items()})
+
+    def platform_at(self, places: Mapping[str, int]) -> Platform:
+        """The platform whose axes have the values at these places."""
+        own = {a.path: a.values[places[a.path]] for a in self.axes if a.path not in MODEL_AXES}
         return from_mapping(self.base, self.platform, own)
 
     @cached_property
@@ -177,9 +185,8 @@ class Space:
         """Axis of the platform -> its values as the compiled record holds them."""
         return {a.path: _as_numbers(self.base, self.platform, a) for a in self.axes if a.path not in MODEL_AXES}
 
-    def designs(self, points: np.ndarray) -> np.ndarray:
-        """(n,) structured array: the platforms of the points, as `jit.record` gives one."""
-        places = self.places(points)
+    def designs(self, places: Places) -> np.ndarray:
+        """(n,) structured array: the platforms of points with these places, as `jit.record` gives one."""
         out = np.repeat(record(from_mapping(self.base, self.platform)), len(places[self.free[0].path]))
         for path, numbers in self._numbers.items():
             column = out

@@ -21,7 +21,7 @@ from accelsim.platforms.base import TOTAL_DTYPE, add_total
 from accelsim.platforms.resources import demand
 from accelsim.price import prices
 from accelsim.simulate import at_precision, energy_of, graph_rows
-from accelsim.space import CAPACITIES, MODEL_AXES, Space, axes_of
+from accelsim.space import CAPACITIES, MODEL_AXES, Places, Space, axes_of
 from accelsim.study import chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
@@ -52,12 +52,12 @@ def evaluate(found: Space, points: np.ndarray) -> dict[str, np.ndarray]:
     for axis in found.axes:
         columns[axis.path] = np.array(axis.values)[places[axis.path]]
     names = [axis.path for axis in found.axes if axis.path in MODEL_AXES]
-    models = found.key(points, ())
+    models = found.key(places, ())
     parts = []
     for model in np.unique(models):
         rows = np.flatnonzero(models == model)
         own = {n: found.axis(n).values[places[n][rows[0]]] for n in names}
-        parts.append((rows, _priced(found, points[rows], own)))
+        parts.append((rows, _priced(found, {n: at[rows] for n, at in places.items()}, own)))
     if len(parts) == 1:
         return {**columns, **parts[0][1]}
     for name, values in parts[0][1].items():
@@ -67,29 +67,31 @@ def evaluate(found: Space, points: np.ndarray) -> dict[str, np.ndarray]:
     return columns
 
 
-def _priced(found: Space, points: np.ndarray, own: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Result columns of points that share a model: `own`, its axes.
 
     What a unit does is priced once for all points that are the same in the fields it reads.
     """
-    chip = found.chip(int(points[0]))
+    chip = found.platform_at({path: int(at[0]) for path, at in places.items()})
+    size = len(places[found.axes[0].path])
     graph = at_precision(_graph(found, own), chip, str(own.get("precision", found.precision)) or None)
     _, unique, which = graph_rows(graph)
     counts, works = np.bincount(which, minlength=len(unique)), work_array(unique)
     units = np.array([chip.unit(work) for work in unique])
-    totals, feasible = np.zeros(len(points), TOTAL_DTYPE), np.ones(len(points), bool)
+    totals, feasible = np.zeros(size, TOTAL_DTYPE), np.ones(size, bool)
     for unit in range(int(units.max(initial=0)) + 1):
         mine, fields = np.flatnonzero(units == unit), chip.reads[chip.units[unit]]
-        first, place = _distinct(found.key(points, fields))
-        groups = found.key(points[first], fields, CAPACITIES)
+        first, place = _distinct(found.key(places, fields))
+        mapped = {path: at[first] for path, at in places.items()}
+        groups = found.key(mapped, fields, CAPACITIES)
         order = np.argsort(groups, kind="stable")
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        designs = found.designs(points[first[order]])
+        designs = found.designs(mapped)[order]
         part, ok = prices(chip.kind, designs, groups[order], works[mine], counts[mine], found.mapping)
         _add(totals, feasible, part, ok, back[place])
-    clock_hz = _shared(found, points, ["clock_hz"], lambda view: view.clock_hz)
-    leakage_w, area, taken = _static(chip, found, points)
+    clock_hz = _shared(found, places, ["clock_hz"], lambda view: view.clock_hz)
+    leakage_w, area, taken = _static(chip, found, places)
     for amount, device in taken.values():
         feasible &= amount <= device
     feasible &= totals["cycles"] > 0
@@ -137,10 +139,10 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, at[keys - low]
 
 
-def _shared(found: Space, points: np.ndarray, fields: Sequence[str], value: Callable[[Any], Any]) -> np.ndarray:
+def _shared(found: Space, places: Places, fields: Sequence[str], value: Callable[[Any], Any]) -> np.ndarray:
     """`value` of the designs of points, (n,) or (k, n): computed once for all that are the same in the fields."""
-    first, place = _distinct(found.key(points, fields))
-    view: Any = found.designs(points[first]).view(np.recarray)
+    first, place = _distinct(found.key(places, fields))
+    view: Any = found.designs({path: at[first] for path, at in places.items()}).view(np.recarray)
     values: np.ndarray = np.asarray(value(view))
     return values[..., place]
 
@@ -160,27 +162,27 @@ def _graph(found: Space, own: Mapping[str, Any]) -> Graph:
     return _GRAPHS[key]
 
 
-def _static(chip: Platform, found: Space, points: np.ndarray) -> tuple[Any, Any, dict[str, Any]]:
+def _static(chip: Platform, found: Space, places: Places) -> tuple[Any, Any, dict[str, Any]]:
     """(leakage in W, area in mm2 or NaN, column -> (taken, there is) of FPGAs) of points, as their platforms say it."""
     if chip.kind == "systolic":
         leaks = [f"{name}.leakage_w" for name in ("input_buffer", "weight_buffer", "accumulator", "vector.buffer")]
-        return _shared(found, points, ["static_w", *leaks], systolic.idle_w), _areas(found, points), {}
+        return _shared(found, places, ["static_w", *leaks], systolic.idle_w), _areas(found, places), {}
     if chip.kind == "fpga":
-        taken = _shared(found, points, _SIZES, _resources)
-        there = _shared(found, points, ["device"], lambda view: [view["device"][n.lower()] for n in DEVICE])
-        static = _shared(found, points, [*_SIZES, "static_w", "energy", "clock_hz"], _fpga_idle_w)
+        taken = _shared(found, places, _SIZES, _resources)
+        there = _shared(found, places, ["device"], lambda view: [view["device"][n.lower()] for n in DEVICE])
+        static = _shared(found, places, [*_SIZES, "static_w", "energy", "clock_hz"], _fpga_idle_w)
         columns = {column: (taken[i], there[i]) for i, column in enumerate(DEVICE.values())}
-        return static, np.full(len(points), np.nan), columns
-    die = _shared(found, points, ["die_mm2"], lambda view: view.die_mm2)
-    return _shared(found, points, ["static_w"], lambda view: view.static_w), np.where(die > 0, die, np.nan), {}
+        return static, np.full(len(there[0]), np.nan), columns
+    die = _shared(found, places, ["die_mm2"], lambda view: view.die_mm2)
+    return _shared(found, places, ["static_w"], lambda view: view.static_w), np.where(die > 0, die, np.nan), {}
 
 
-def _areas(found: Space, points: np.ndarray) -> np.ndarray:
+def _areas(found: Space, places: Places) -> np.ndarray:
     """mm2 of systolic designs, the parts added in the order of `area_parts_mm2`."""
     widths = ("technology_nm", "input_bits", "weight_bits", "accumulator_bits", "arithmetic")
-    total = np.zeros(len(points))
+    total = np.zeros(len(places[found.axes[0].path]))
     for name, fields in systolic.AREA_READS.items():
-        total += _shared(found, points, [*widths, *fields], partial(_area_part, name))
+        total += _shared(found, places, [*widths, *fields], partial(_area_part, name))
     return total
 
 
