@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published" / "fqbert.json").read_text())
 RESULTS = Path(__file__).parent / "results" / "fqbert-accuracy"
 SEEDS = (0, 1, 2)
-TRAINED_STEPS = (0,)
-"""Seeds for which the ablation and the few-bit models are trained as well: an epoch each, a third of the hours."""
 TASKS = ("movie-reviews", "tweets")
 BITS = tuple(range(2, 9))
 
@@ -96,7 +94,7 @@ def points(seeds: tuple[int, ...] = SEEDS) -> list[Run]:
     for seed in seeds:
         found += [Run(TASKS[0], seed, "post-training", spec) for spec in weight_specs()]
         found += [Run(TASKS[0], seed, "post-training", spec) for _, spec in ablation()[:-1]]
-    for seed in (s for s in TRAINED_STEPS if s in seeds):
+    for seed in seeds:
         found += [Run(TASKS[0], seed, "aware", spec) for _, spec in ablation()[:-1]]
         found += [
             Run(TASKS[0], seed, "aware", spec)
