@@ -170,6 +170,13 @@ class Space:
         places = self.places(np.array([point]))
         return {a.path: a.values[int(places[a.path][0])] for a in self.axes}
 
+    def number(self, places: Mapping[str, int]) -> int:
+        """The point with these places of the values, by free axis."""
+        found = 0
+        for axis in self.free:
+            found = found * len(axis.values) + places[axis.path]
+        return found
+
     def chip(self, point: int) -> Platform:
         """The platform of one point."""
         self.values(point)  # refuses a number that is none

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,29 +47,59 @@ class Study:
         """What a search minimized; empty for a sweep."""
         return tuple(self.manifest.get("objectives", ()))
 
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold finished rows. Raises SpecError if there are none."""
+        found = tuple(sorted((self.folder / "chunks").glob("*.parquet")))
+        if not found:
+            raise SpecError(f"study {self.folder}", "no finished rows", "a study with at least one chunk")
+        return found
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        import pyarrow.parquet as pq
+
+        return tuple(_read(self.files[0], pq.read_schema).names)
+
+    def chunks(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """The finished rows file by file, column -> (n,). Raises SpecError for a column that is not there."""
+        import pyarrow.parquet as pq
+
+        for name in columns or ():
+            if name not in self.columns:
+                raise SpecError.unknown(f"{self.folder}: column", name, self.columns)
+        for path in self.files:
+            table = _read(path, lambda p: pq.read_table(p, columns=None if columns is None else [*columns]))
+            yield {name: table[name].to_numpy() for name in table.column_names}
+
+    def rows(self, points: np.ndarray) -> pd.DataFrame:
+        """The finished rows of some points, sorted by `point`."""
+        import pandas as pd
+
+        found = [pd.DataFrame(c)[np.isin(c["point"], points)] for c in self.chunks()]
+        return pd.concat([f for f in found if len(f)] or found[:1]).sort_values("point", ignore_index=True)
+
     def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """A row per finished point, sorted by `point`: axes, `feasible`, results with their units in the names.
 
         columns: only these. Raises SpecError for a file that is cut short or a column that is not there.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pandas as pd
 
-        tables = []
-        for path in sorted((self.folder / "chunks").glob("*.parquet")):
-            try:
-                there = pq.read_schema(path).names
-                for name in columns or ():
-                    if name not in there:
-                        raise SpecError.unknown(f"{self.folder}: column", name, there)
-                tables.append(pq.read_table(path, columns=None if columns is None else [*columns]))
-            except (OSError, pa.ArrowException) as error:
-                short = str(error).splitlines()[0]
-                raise SpecError(str(path), short, "a complete Parquet file; --resume prices it again") from None
-        if not tables:
-            raise SpecError(f"study {self.folder}", "no finished rows", "a study with at least one chunk")
-        found: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        found = pd.concat([pd.DataFrame(chunk) for chunk in self.chunks(columns)], ignore_index=True)
         return found.sort_values("point", ignore_index=True) if "point" in found else found
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` gives for a file. Raises SpecError if it is cut short."""
+    import pyarrow as pa
+
+    try:
+        return read(path)
+    except (OSError, pa.ArrowException) as error:
+        short = str(error).splitlines()[0]
+        raise SpecError(str(path), short, "a complete Parquet file; --resume prices it again") from None
 
 
 def read_study(folder: str | os.PathLike[str]) -> Study:

@@ -181,7 +181,9 @@ class Fpga(Platform):
             "dram", "energy",
         ),
         "softmax": ("softmax", "multipliers", "input_buffer", "intermediate_buffer", "output_buffer", "dram", "energy"),
-        "layer_norm": ("layer_norm", "multipliers", "input_buffer", "intermediate_buffer", "output_buffer", "dram", "energy"),
+        "layer_norm": (
+            "layer_norm", "multipliers", "input_buffer", "intermediate_buffer", "output_buffer", "dram", "energy",
+        ),
         "dma": ("input_buffer", "intermediate_buffer", "output_buffer", "dram"),
         "host": ("host", "clock_hz", "dram"),
     }  # fmt: skip
