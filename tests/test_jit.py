@@ -19,7 +19,7 @@ PROBE = """
 import sys, accelsim
 from accelsim import mapping
 report = accelsim.simulate(accelsim.gemm_graph(8, 8, 8), accelsim.platform("systolic-16x16"))
-stats = mapping._best_all.stats
+stats = mapping._map_all.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), report.total.cycles)
 """
 
