@@ -27,7 +27,7 @@ lint: .venv/.test
 	touch $@
 
 .venv/.test: .venv/.installed
-	$(PIP_INSTALL) -e ".[torch,test,dev,ref]"
+	$(PIP_INSTALL) -e ".[torch,search,ray,ref,test,dev]"
 	touch $@
 
 clean:

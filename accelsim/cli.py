@@ -414,6 +414,45 @@ def sweep_space(
     print(f"rows in {out / 'chunks'}: pandas.read_parquet({str(out / 'chunks')!r})")
 
 
+REPORT_EPILOG = """Examples:
+
+accelsim report results/ --html report.html
+
+accelsim report results/ --html report.html --figures figures/
+"""
+
+
+@app.command("report", epilog=REPORT_EPILOG)
+def report_study(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a study: a folder of sweep or search")],
+    html: Annotated[Path, typer.Option("--html", help="the page: one file that any browser opens, without network")],
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="folder for front and knobs as .png and .pdf; others in it stay")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a study as a page of linked views: its front, a sample of the rest, the numbers of every point in them."""
+    from accelsim import page
+    from accelsim.study import read_study
+
+    page.check_page(html)
+    found = page.kept(read_study(folder))
+    written = [page.save_page(found, html)]
+    if figures is not None:
+        written += page.save_figures(found, figures)
+    counts = {"points": found.priced, "feasible": found.feasible, "kept": len(found.table), "front": len(found.front)}
+    knee = int(found.table["point"].iloc[found.knee])
+    if as_json:
+        about = {**counts, "objectives": list(found.objectives), "knee": knee, "files": [str(p) for p in written]}
+        print(json.dumps(about))
+        return
+    print(
+        f"{found.priced:,} points, {len(found.table):,} within the limits, {len(found.front):,} on the front of "
+        f"{', '.join(found.objectives)}; knee: point {knee}"
+    )
+    print("\n".join(f"wrote {path}" for path in written))
+
+
 EXPORT_EPILOG = """Examples:
 
 accelsim export bert-base --platform systolic-32x32 --to scale-sim --out peer/
@@ -450,6 +489,81 @@ def export_model(
         return
     print("\n".join(f"wrote {path}" for path in written))
     print(f"{gemms} distinct GEMM{'s' * (gemms != 1)}; how to run {to}, and what makes it differ: {out / 'RUN.md'}")
+
+
+FRONT_EPILOG = """Examples:
+
+accelsim front results/
+
+accelsim front results/ --minimize time_s --minimize area_mm2 --top 3 --sensitivity
+
+accelsim front results/ --csv front.csv
+"""
+
+
+@app.command(epilog=FRONT_EPILOG)
+def front(
+    folder: Annotated[Path, typer.Argument(help="a study: what accelsim sweep or accelsim search wrote")],
+    minimize: Annotated[
+        list[str] | None, typer.Option("--minimize", help="an objective; repeat it. Default: time, energy, area, ...")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="best points to show of each objective")] = 1,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="which knob moves which objective: one at a time and Sobol")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write the whole front there")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a study found: the front, its knee, the best points of each objective, and which knob matters."""
+    import numpy as np
+
+    from accelsim import pareto
+    from accelsim.files import write_whole
+    from accelsim.report import check_output
+    from accelsim.study import read_study
+
+    study = read_study(folder)
+    objectives = pareto.objectives_of(study, minimize or ())
+    table = pareto.study_front(study, objectives)
+    values = table[objectives].to_numpy(float)
+    worst = values.max(axis=0) * 1.1
+    volume = pareto.hypervolume(values, worst) / float(np.prod(worst))
+    bend = table.iloc[pareto.knee(values)]
+    if csv is not None:
+        check_output(csv, {".csv": None})
+        write_whole(csv, lambda path: table.to_csv(path, index=False))
+    shares = []
+    if sensitivity:
+        around = pareto.one_at_a_time(study.space, objectives, int(bend["point"]))
+        shares = [around, pareto.sobol(study.space, objectives)]
+    if as_json:
+        found = {
+            "objectives": objectives, "front": json.loads(table.to_json(orient="records", double_precision=15)),
+            "reference": worst.tolist(), "hypervolume_share": volume,
+            "knee": json.loads(bend.to_json(double_precision=15)),
+            "sensitivity": [json.loads(t.to_json(orient="records", double_precision=15)) for t in shares],
+        }  # fmt: skip
+        print(json.dumps(found))
+        return
+    knobs = [*study.space.columns]
+    print(f"{len(table):,} points on the front of {', '.join(objectives)}")
+    reference = ", ".join(f"{name} {value:.4g}" for name, value in zip(objectives, worst, strict=True))
+    print(f"hypervolume {volume:.4f} of the box up to {reference}")
+    print("\nknee")
+    print(_short(bend.to_frame().T[["point", *knobs, *objectives]]))
+    for name in objectives:
+        print(f"\nleast {name}")
+        print(_short(pareto.top(study, name, top)[["point", *knobs, *objectives]]))
+    if shares:
+        print("\nfrom the knee, one knob at a time")
+        print(_short(shares[0]))
+        print("\nSobol: share of the variance over the space, by the knob alone and with all it interacts with")
+        print(_short(shares[1]))
+
+
+def _short(table: Any) -> str:
+    """A table for a terminal."""
+    return str(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 SHOW_EPILOG = """Examples:

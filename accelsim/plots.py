@@ -278,6 +278,99 @@ def _caption_of(report: Report) -> str:
     )  # fmt: skip
 
 
+def front_figure(
+    values: np.ndarray, is_front: np.ndarray, knee: int, labels: Sequence[str], title: str, *, footnote: str = ""
+) -> Figure:
+    """Every two objectives of points against each other, the front over the others, its knee marked.
+
+    values: float (n, d), d >= 2, smaller is better, one panel for each pair of the first three. is_front: bool (n,) in
+    all d objectives at once, so that in a panel a point of the front may be behind another. knee: its row. labels: of
+    the objectives, with units. An axis is logarithmic where its values span more than a factor of 20.
+
+    Raises SpecError for fewer than two objectives or no point of the front.
+    """
+    count = values.shape[1]
+    if count < 2 or not is_front.any():
+        raise SpecError(f"figure {title!r}", f"{count} objectives, {int(is_front.sum())} points", "at least 2, and 1")
+    pairs = [(0, 1)] if count == 2 else [(0, 1), (0, 2), (1, 2)]
+    with context(STYLE, after_reset=True):
+        width = SINGLE if len(pairs) == 1 else DOUBLE
+        foot = _wrap(footnote, width)
+        top, bottom, left, gap = 0.3, 0.62 + _FOOT * len(foot), 0.48, 0.52
+        each = (width - left - _EDGE - 0.06 - gap * (len(pairs) - 1)) / len(pairs)
+        height = each * (0.78 if len(pairs) == 1 else 1.0)
+        figure = Figure(figsize=(width, top + height + bottom))
+        _heading(figure, title, "")
+        for k, (x, y) in enumerate(pairs):
+            axes = _axes(figure, left + k * (each + gap), bottom, each, height)
+            axes.grid()
+            style: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0}
+            axes.plot(*values[~is_front][:, [x, y]].T, ".", ms=1.6, color="#B4B4B4", rasterized=True, **style)
+            axes.plot(*values[is_front][:, [x, y]].T, "o", ms=2.6, color=COMPUTE, **style)
+            axes.plot(*values[knee, [x, y]], **_KNEE)
+            for i, scale, name in ((x, axes.set_xscale, axes.set_xlabel), (y, axes.set_yscale, axes.set_ylabel)):
+                name(labels[i])
+                known = values[:, i][np.isfinite(values[:, i])]
+                if known.min() > 0 and known.max() > 20 * known.min():
+                    scale("log")
+        dots = [_dot("#B4B4B4", 4), _dot(COMPUTE, 7), Line2D([], [], **_KNEE)]
+        _legend(figure, dots, ["others", "front", "knee"], _FOOT * len(foot) + 0.05, columns=3)
+        _footnote(figure, foot)
+    return figure
+
+
+_KNEE: dict[str, Any] = {
+    "marker": "D", "linestyle": "", "markersize": 5, "markerfacecolor": STALL, "markeredgecolor": "#202020",
+    "markeredgewidth": 0.6,
+}  # fmt: skip
+
+
+def knobs_figure(
+    knobs: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray]], title: str, *, footnote: str = ""
+) -> Figure:
+    """A bar chart per knob: which share of all points, and of the points of the front, has each of its values.
+
+    knobs: name with unit -> (values as text, points with each value, points of the front with each value). More than
+    16 values share bars, each named after its first.
+
+    Raises SpecError for no knobs.
+    """
+    if not knobs:
+        raise SpecError(f"figure {title!r}", "no knobs", "at least one")
+    columns = min(4, len(knobs))
+    lines = -(-len(knobs) // columns)
+    with context(STYLE, after_reset=True):
+        foot = _wrap(footnote, DOUBLE)
+        top, bottom, left, gap, height, pitch = 0.3, 0.5 + _FOOT * len(foot), 0.42, 0.28, 0.85, 1.32
+        each = (DOUBLE - left - _EDGE - gap * (columns - 1)) / columns
+        figure = Figure(figsize=(DOUBLE, top + pitch * lines + bottom - 0.3))
+        _heading(figure, title, "")
+        for i, (name, (values, everything, of_front)) in enumerate(knobs.items()):
+            line, column = divmod(i, columns)
+            above = bottom + 0.1 + pitch * (lines - 1 - line)
+            axes = _axes(figure, left + column * (each + gap), above, each, height)
+            per = -(-len(values) // 16)
+            starts = np.arange(0, len(values), per)
+            for shift, counts, colour in ((-0.2, everything, "#B4B4B4"), (0.2, of_front, COMPUTE)):
+                shares = 100 * np.add.reduceat(counts, starts) / max(1, counts.sum())
+                axes.bar(np.arange(len(starts)) + shift, shares, width=0.4, color=colour)
+            names = [values[int(start)] for start in starts]
+            turn = 90 if sum(map(len, names)) + len(names) > each / 0.05 else 0
+            axes.set_xticks(range(len(starts)), names, rotation=turn, size=5.5)
+            axes.tick_params(axis="x", length=0)
+            axes.set_title(textwrap.shorten(name, 34), size=6.5, pad=3)
+            axes.locator_params(axis="y", nbins=4)
+            axes.grid(axis="y")
+            if column == 0:
+                axes.set_ylabel("share of points (%)")
+        handles = [Patch(color="#B4B4B4"), Patch(color=COMPUTE)]
+        _legend(
+            figure, handles, ["points within the limits", "points of the front"], _FOOT * len(foot) + 0.05, columns=2
+        )
+        _footnote(figure, foot)
+    return figure
+
+
 _METADATA = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
