@@ -22,7 +22,7 @@ from accelsim.platforms.resources import demand
 from accelsim.price import prices
 from accelsim.simulate import at_precision, energy_of, graph_rows
 from accelsim.space import CAPACITIES, MODEL_AXES, Places, Space, axes_of
-from accelsim.study import chunk_path, held, read_rows, write_rows
+from accelsim.study import Best, chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
 from accelsim.work import Arithmetic, work_array
@@ -267,8 +267,8 @@ class Summary:
     points: int
     feasible: int
     kept: int
-    best: Mapping[str, tuple[float, int]]
-    """Objective -> (smallest value among the kept points, its point)."""
+    best: Best
+    """Of the kept points."""
 
 
 OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp")
@@ -281,12 +281,13 @@ def run(
     resume: bool = False,
     jobs: int | None = None,
     chunk: int = CHUNK,
-    tell: Callable[[int], None] = lambda points: None,
+    tell: Callable[[int, Best], None] = lambda points, best: None,
 ) -> Summary:
     """Price every point into `folder`, by `jobs` threads (default: all cores), and sum up.
 
-    resume: go on with a folder of the same space and version. tell: called with the points of each finished chunk.
-    Raises SpecError for a folder of another space or version, one that is not empty, or one another process works on.
+    resume: go on with a folder of the same space and version. tell: called with the points of each finished chunk and
+    the best so far. Raises SpecError for a folder of another space or version, one that is not empty, or one that
+    another process works on.
     """
     with held(folder):
         chunk = study.start(found, folder, resume, chunk, {"kind": "sweep"})
@@ -298,7 +299,7 @@ def run(
                 for task in as_completed(tasks):
                     part = task.result()
                     summary = _joined(summary, part)
-                    tell(part.points)
+                    tell(part.points, summary.best)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
