@@ -131,12 +131,26 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if span > 4 * len(keys) + 1024:
         _, first, place = np.unique(keys, return_index=True, return_inverse=True)
         return first, place.reshape(-1)
-    at = np.full(span, -1)
-    at[keys[::-1] - low] = np.arange(len(keys))[::-1]
-    there = np.flatnonzero(at >= 0)
-    first = at[there]
-    at[there] = np.arange(len(there))
-    return first, at[keys - low]
+    at, place = np.full(span, -1), np.empty(len(keys), np.int64)
+    first = np.empty(min(span, len(keys)), np.int64)
+    return first[: _number(keys, low, at, first, place)], place
+
+
+@compiled
+def _number(keys: Any, low: int, at: Any, first: Any, place: Any) -> int:
+    """Fill what `_distinct` gives, and `at` with the number of each key; how many different ones there are."""
+    for i in range(len(keys)):
+        if at[keys[i] - low] < 0:
+            at[keys[i] - low] = i
+    count = 0
+    for k in range(len(at)):
+        if at[k] >= 0:
+            first[count] = at[k]
+            at[k] = count
+            count += 1
+    for i in range(len(keys)):
+        place[i] = at[keys[i] - low]
+    return count
 
 
 def _shared(found: Space, places: Places, fields: Sequence[str], value: Callable[[Any], Any]) -> np.ndarray:
