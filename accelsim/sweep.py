@@ -94,20 +94,22 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
     leakage_w, area, taken = _static(chip, found, places)
     for amount, device in taken.values():
         feasible &= amount <= device
-    feasible &= totals["cycles"] > 0
+    whole = {name: np.empty(size, np.int64) for name in WHOLE}
+    gemm_cycles, mac_pj, vector_pj, sram_pj, dram_pj = np.empty((5, size))
+    _take_whole(totals, *whole.values())
+    _take_real(totals, gemm_cycles, mac_pj, vector_pj, sram_pj, dram_pj)
+    feasible &= whole["cycles"] > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        time_s = totals["cycles"] / clock_hz
-        mac_pj, vector_pj, sram_pj, dram_pj = (totals[f"{name}_pj"] for name in ("mac", "vector", "sram", "dram"))
+        time_s = whole["cycles"] / clock_hz
         energy_j = energy_of(mac_pj, vector_pj, sram_pj, dram_pj, leakage_w * time_s)
         real = {
             "time_s": time_s,
             "energy_j": energy_j,
             "power_w": energy_j / time_s,
             "fps_per_w": max(1, int(graph.meta.get("batch", 1))) / energy_j,
-            "utilization": np.minimum(1.0, totals["gemm_cycles"] / totals["cycles"]),
+            "utilization": np.minimum(1.0, gemm_cycles / whole["cycles"]),
             "area_mm2": area,
         }
-    whole = {name: totals[name].copy() for name in WHOLE}
     if not feasible.all():
         for values in whole.values():
             values[~feasible] = 0
@@ -122,6 +124,24 @@ def _add(totals: Any, feasible: Any, part: Any, ok: Any, place: Any) -> None:
     for i in range(len(totals)):
         add_total(totals[i], part[place[i]])
         feasible[i] = feasible[i] and ok[place[i]]
+
+
+@compiled
+def _take_whole(totals: Any, cycles: Any, compute_cycles: Any, macs: Any, sram_bytes: Any, dram_bytes: Any) -> None:
+    """Fill columns from records, in one pass."""
+    for i in range(len(totals)):
+        t = totals[i]
+        cycles[i], compute_cycles[i], macs[i] = t.cycles, t.compute_cycles, t.macs
+        sram_bytes[i], dram_bytes[i] = t.sram_bytes, t.dram_bytes
+
+
+@compiled
+def _take_real(totals: Any, gemm_cycles: Any, mac_pj: Any, vector_pj: Any, sram_pj: Any, dram_pj: Any) -> None:
+    """Fill columns from records, in one pass."""
+    for i in range(len(totals)):
+        t = totals[i]
+        gemm_cycles[i], mac_pj[i], vector_pj[i] = t.gemm_cycles, t.mac_pj, t.vector_pj
+        sram_pj[i], dram_pj[i] = t.sram_pj, t.dram_pj
 
 
 def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
