@@ -376,6 +376,8 @@ Examples:
 accelsim sweep space.yaml --out results/
 
 accelsim sweep space.yaml --out results/ --resume --jobs 8
+
+accelsim sweep space.yaml --out /shared/results/ --executor ray --address 10.0.0.1:6379
 """
 
 
@@ -384,7 +386,12 @@ def sweep_space(
     file: Annotated[Path, typer.Argument(help="a space: base platform, axes, limits, as YAML or JSON")],
     out: Annotated[Path, typer.Option("--out", help="folder for manifest.json and chunks/*.parquet")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with a folder of the same space")] = False,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="threads; default: all cores")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="cores; default: all")] = None,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="points of a file")] = 65536,
+    executor: Annotated[
+        str, typer.Option("--executor", help="local, or ray: a cluster that sees the folder")
+    ] = "local",
+    address: Annotated[str, typer.Option("--address", help="of the Ray cluster's head, HOST:PORT")] = "",
     as_json: Json = False,
 ) -> None:
     """Price every point of a space with the formulas of `simulate`, into a folder of Parquet files."""
@@ -402,7 +409,14 @@ def sweep_space(
     )  # fmt: skip
     with bar:
         task = bar.add_task("points", total=found.points)
-        done = run(found, out, resume=resume, jobs=jobs, tell=lambda n: bar.advance(task, n))
+        try:
+            done = run(
+                found, out, resume=resume, jobs=jobs, chunk=chunk, executor=executor, address=address,
+                tell=lambda n: bar.advance(task, n),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("accelsim: stopped; finished chunks are kept, --resume goes on", file=sys.stderr)
+            raise typer.Exit(130) from None
     best = {name: {"value": value, "point": point, **found.values(point)} for name, (value, point) in done.best.items()}
     if as_json:
         print(json.dumps({"points": done.points, "feasible": done.feasible, "kept": done.kept, "best": best}))
