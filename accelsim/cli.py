@@ -395,6 +395,8 @@ def sweep_space(
     as_json: Json = False,
 ) -> None:
     """Price every point of a space with the formulas of `simulate`, into a folder of Parquet files."""
+    from contextlib import redirect_stdout
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -407,7 +409,7 @@ def sweep_space(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), disable=not sys.stderr.isatty(),
     )  # fmt: skip
-    with bar:
+    with bar, redirect_stdout(sys.stderr):  # Ray speaks of its workers on stdout, which is for the answer
         task = bar.add_task("points", total=found.points)
         try:
             done = run(
