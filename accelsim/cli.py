@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -379,6 +379,8 @@ Examples:
 accelsim sweep space.yaml --out results/
 
 accelsim sweep space.yaml --out results/ --resume --jobs 8
+
+accelsim sweep space.yaml --out /shared/results/ --executor ray --address 10.0.0.1:6379
 """
 
 
@@ -387,7 +389,12 @@ def sweep_space(
     file: Annotated[Path, typer.Argument(help="a space: base platform, axes, limits, as YAML or JSON")],
     out: Annotated[Path, typer.Option("--out", help="folder for manifest.json and chunks/*.parquet")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with a folder of the same space")] = False,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="threads; default: all cores")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="cores; default: all")] = None,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="points of a file")] = 65536,
+    executor: Annotated[
+        str, typer.Option("--executor", help="local, or ray: a cluster that sees the folder")
+    ] = "local",
+    address: Annotated[str, typer.Option("--address", help="of the Ray cluster's head, HOST:PORT")] = "",
     as_json: Json = False,
 ) -> None:
     """Price every point of a space with the formulas of `simulate`, into a folder of Parquet files."""
@@ -397,7 +404,9 @@ def sweep_space(
     found = space(file)
     _say_size(found)
     with _progress(found.points) as tell:
-        done = run(found, out, resume=resume, jobs=jobs, tell=tell)
+        done = run(
+            found, out, resume=resume, jobs=jobs, chunk=chunk, executor=executor, address=address, tell=tell
+        )  # fmt: skip
     best = {name: {"value": value, "point": point, **found.values(point)} for name, (value, point) in done.best.items()}
     if as_json:
         print(json.dumps({"points": done.points, "feasible": done.feasible, "kept": done.kept, "best": best}))
@@ -426,7 +435,7 @@ def _progress(points: int) -> Iterator[Callable[[int, Best], None]]:
         BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
         TextColumn("{task.fields[best]}"), console=Console(stderr=True), disable=not sys.stderr.isatty(),
     )  # fmt: skip
-    with bar:
+    with bar, redirect_stdout(sys.stderr), _stoppable():  # Ray speaks on stdout, which is for the answer
         task = bar.add_task("", total=points, rate="", best="")
 
         def tell(count: int, best: Best) -> None:
@@ -436,6 +445,16 @@ def _progress(points: int) -> Iterator[Callable[[int, Best], None]]:
             bar.update(task, rate=rate, best="  ".join(f"{name} {value:.3g}" for name, (value, _) in best.items()))
 
         yield tell
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C ends a run with one line and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("accelsim: stopped; what is finished is kept, --resume goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 SEARCH_EPILOG = """Examples:

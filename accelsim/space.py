@@ -27,7 +27,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,10 @@ class Space:
     def digest(self) -> str:
         """sha256 of everything that decides what a point is."""
         return hashlib.sha256(json.dumps(self.description).encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its description, which a process reads once."""
+        return _unpickled, (json.dumps(self.description),)
 
     def axis(self, path: str) -> Axis:
         """The axis of that path."""
@@ -263,6 +267,11 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
         raise SpecError.unknown(f"{text}: mapping", found.mapping, RULES)
     _check_limits(found.limits, text)
     return found
+
+
+@lru_cache(maxsize=8)
+def _unpickled(description: str) -> Space:
+    return space(json.loads(description))
 
 
 def _given(data: Mapping[str, Any], key: str, text: str) -> Any:

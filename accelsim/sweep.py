@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from accelsim import study
 from accelsim.errors import SpecError
+from accelsim.executors import EXECUTORS
 from accelsim.graph import Graph
 from accelsim.jit import compiled
 from accelsim.platforms import Platform, describe, fpga, systolic
@@ -315,33 +316,37 @@ def run(
     resume: bool = False,
     jobs: int | None = None,
     chunk: int = CHUNK,
+    executor: str = "local",
+    address: str = "",
     tell: Callable[[int, Best], None] = lambda points, best: None,
 ) -> Summary:
-    """Price every point into `folder`, by `jobs` threads (default: all cores), and sum up.
+    """Price every point into `folder`, by `jobs` cores (default: all), and sum up.
 
-    resume: go on with a folder of the same space and version. tell: called with the points of each finished chunk and
-    the best so far. Raises SpecError for a folder of another space or version, one that is not empty, or one that
-    another process works on.
+    resume: go on with a folder of the same space and version. chunk: points of a file. executor: one of `EXECUTORS`.
+    address: HOST:PORT of a Ray cluster. tell: called with the points of each finished chunk and the best so far. Raises
+    SpecError for a folder of another space or version, one that is not empty, or one another process works on, and as
+    executors do.
     """
+    if executor not in EXECUTORS:
+        raise SpecError.unknown("--executor", executor, EXECUTORS)
+    folder = folder.absolute()  # a worker may be elsewhere
     with held(folder):
         chunk = study.start(found, folder, resume, chunk, {"kind": "sweep"})
         starts = range(0, found.points, chunk)
         summary = Summary(found.points, 0, 0, {})
-        with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-            tasks = [pool.submit(_chunk, found, folder, start, min(found.points, start + chunk)) for start in starts]
-            try:
-                for task in as_completed(tasks):
-                    part = task.result()
-                    summary = _joined(summary, part)
-                    tell(part.points, summary.best)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        spans = ((start, min(found.points, start + chunk)) for start in starts)
+        with closing(EXECUTORS[executor](partial(_chunk, found, folder), spans, jobs, address)) as parts:
+            for part in parts:
+                summary = _joined(summary, part)
+                tell(part.points, summary.best)
+        study.clean(folder)
         return summary
 
 
 def _chunk(found: Space, folder: Path, start: int, stop: int) -> Summary:
     """One chunk, from its file if it is whole, else priced and written."""
+    if not (folder / "manifest.json").exists():
+        raise SpecError(f"study {folder}", f"no manifest on {socket.gethostname()}", "a folder that every worker sees")
     path = chunk_path(found, folder, start, stop)
     columns = read_rows(path, stop - start)
     if columns is None:
