@@ -113,6 +113,9 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
             "utilization": np.minimum(1.0, gemm_cycles / whole["cycles"]),
             "area_mm2": area,
         }
+        if found.error_of[0]:
+            model, precision = (str(own.get(name, getattr(found, name))) for name in ("model", "precision"))
+            real["error"] = np.full(size, found.error(model, precision))
     if not feasible.all():
         for values in whole.values():
             values[~feasible] = 0
@@ -309,7 +312,7 @@ class Summary:
     """Of the kept points."""
 
 
-OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp")
+OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp", "error")
 
 
 def run(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import accelsim
 from accelsim import price
+from accelsim.accuracy import measured, records
 from accelsim.errors import Infeasible, SpecError
 from accelsim.simulate import simulate
 from accelsim.space import MODEL_AXES, RESULTS, space
@@ -172,6 +174,35 @@ def test_limits_keep_what_is_within():
         keep(space({**SPACES["systolic"], "limits": ["dsp <= 3"]}), columns)
 
 
+def test_error_is_the_measured_one_and_a_limit_may_bound_it():
+    source = {
+        "platform": "fqbert-zcu102", "model": "minilm-l6", "seq": 64, "error_of": {"task": "movie-reviews"},
+        "axes": {"precision": ["fq-bert", "w3a8", "i-bert"], "pes": [8, 16]}, "limits": ["error <= 0.15"],
+    }  # fmt: skip
+    found = space(source)
+    columns = evaluate(found, np.arange(found.points))
+    runs = columns["feasible"]
+    assert runs.any()
+    for precision, error in zip(columns["precision"][runs], columns["error"][runs], strict=True):
+        assert error == measured("minilm-l6", "movie-reviews", str(precision)).error
+    assert set(columns["precision"][keep(found, columns)]) == {"fq-bert", "i-bert"} & set(columns["precision"][runs])
+    assert np.isnan(columns["error"][~runs]).all()
+    other = space({**source, "model": "bert-base", "error_of": {"task": "movie-reviews", "model": "minilm-l6"}})
+    assert evaluate(other, np.array([0]))["error"] == columns["error"][0]
+    assert space(other.description).digest == other.digest != found.digest
+
+
+def test_the_records_of_error_are_the_means_of_the_runs():
+    from experiments.fqbert_accuracy import RESULTS as FOLDER
+    from experiments.fqbert_accuracy import measured as rows
+    from experiments.fqbert_accuracy import records as runs
+
+    assert [asdict(row) for row in records()] == rows(runs(FOLDER))
+    for row in records():
+        assert row.seeds >= 3
+        assert 0.1 < row.error < 0.3
+
+
 # --- spaces -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +257,30 @@ BAD = {
     "negative": ({"platform": "systolic-32x32", "axes": {"rows": [8, -8]}}, "rows"),
     "not a number": ({"platform": "systolic-32x32", "axes": {"clock_hz": [float("nan")]}}, "finite"),
     "a word": ({"platform": "systolic-32x32", "axes": {"dataflow": ["ws", "wsx"]}}, "nearest: ws"),
+    "error of a model that was not measured": (
+        {"platform": "fqbert-zcu102", "error_of": {"task": "tweets"}, "axes": {"precision": ["fq-bert"]}},
+        "model measured.*minilm-l6",
+    ),
+    "error of a precision that was not measured": (
+        {"platform": "fqbert-zcu102", "model": "minilm-l6", "error_of": {"task": "tweets"},
+         "axes": {"precision": ["fq-bert", "w6a8"]}}, "precision measured",
+    ),
+    "error of a precision that is not said": (
+        {"platform": "fqbert-zcu102", "model": "minilm-l6", "error_of": {"task": "tweets"}, "axes": {"pes": [8]}},
+        "precision of the platform",
+    ),
+    "error of no task": (
+        {"platform": "a100", "error_of": {"model": "minilm-l6"}, "axes": {"batch": [1]}}, "task: TASK"
+    ),
+    "error of another task": (
+        {"platform": "a100", "error_of": {"task": "tweet"}, "axes": {"precision": ["fp32"]}}, "nearest: tweets"
+    ),
+    "field of error": (
+        {"platform": "a100", "error_of": {"task": "tweets", "modl": "x"}, "axes": {"batch": [1]}}, "model"
+    ),
+    "limit of an unknown error": (
+        {"platform": "a100", "axes": {"batch": [1]}, "limits": ["error <= 0.15"]}, "error_of: {task: TASK}"
+    ),
     "no such energies": (
         {"platform": "a100", "energies": "table", "axes": {"batch": [1]}}, "stated, technology"
     ),
@@ -268,7 +323,7 @@ def test_bad_spaces_say_what_is_wrong(name):
 
 def test_columns_have_units_and_limits_name_them():
     columns = set(evaluate(FOUND["fpga"], np.array([0])))
-    assert set(RESULTS) <= columns
+    assert set(RESULTS) - {"error"} <= columns
     assert set(MODEL_AXES) - {"model", "seq", "batch"} <= columns
 
 
