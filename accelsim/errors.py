@@ -22,6 +22,10 @@ class SpecError(ValueError):
         self.value = value
         self.legal = legal
 
+    def __reduce__(self) -> tuple[type[SpecError], tuple[str, object, str]]:
+        """What pickle makes it from again: errors of workers come back whole."""
+        return type(self), (self.path, self.value, self.legal)
+
     @classmethod
     def unknown(cls, path: str, value: object, names: Iterable[str]) -> SpecError:
         """An error for a name that is not in `names`; the nearest one is offered.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from accelsim.errors import SpecError
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> Path:
-    """`target`, after `write` has filled a temporary file beside it that was then renamed; a failure leaves nothing."""
-    partial = target.with_name(f".{target.name}.partial")
+    """`target`, after `write` has filled a temporary file beside it that was then renamed; a failure leaves nothing.
+
+    The temporary file has a name of its own, so that two processes may write the same target.
+    """
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         write(partial)
         return partial.replace(target)

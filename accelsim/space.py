@@ -13,9 +13,10 @@
       - area_mm2 <= 20
       - power_w <= 10
 
-`platform` may also be the mapping of a platform file, `mapping` a rule of `mapping.RULES`. Axes are put in the order
-model, array, capacities of its buffers, everything else, and the last one varies fastest: neighbours share work. A
-point is a number from 0 to `points` - 1: a space is never held in memory.
+`platform` may also be the mapping of a platform file, `mapping` a rule of `mapping.RULES`. `energies: technology` lets
+energies and leakage of a systolic platform follow its node and sizes; else they stay what the platform states. Axes are
+put in the order model, array, capacities of its buffers, everything else, and the last one varies fastest: neighbours
+share work. A point is a number from 0 to `points` - 1: a space is never held in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ from accelsim.errors import SpecError
 from accelsim.files import read_description
 from accelsim.jit import record
 from accelsim.mapping import RULES
-from accelsim.platforms import Platform, describe, from_mapping, platform
+from accelsim.platforms import Platform, describe, from_mapping, platform, systolic
 
 MODEL_AXES = ("model", "seq", "batch", "precision")
-FIELDS = ("platform", "model", "head", "seq", "batch", "precision", "mapping", "set", "axes", "limits")
+FIELDS = ("platform", "model", "head", "seq", "batch", "precision", "mapping", "energies", "set", "axes", "limits")
+ENERGIES = ("stated", "technology")
 CAPACITIES = tuple(f"{name}.capacity_bytes" for name in ("input_buffer", "weight_buffer", "accumulator"))
 """Fields that decide which tiles fit an array, and nothing else about their time."""
 MAX_POINTS = 10**12
@@ -95,6 +97,8 @@ class Space:
     """"" for the platform's default."""
     mapping: str
     """How each work is laid on the platform: a rule of `mapping.RULES`."""
+    energies: str
+    """stated: as the platform's fields say; technology: as `systolic.set_energies` has them for every point."""
     axes: tuple[Axis, ...]
     limits: tuple[Limit, ...]
 
@@ -125,6 +129,7 @@ class Space:
             "batch": self.batch,
             "precision": self.precision,
             "mapping": self.mapping,
+            "energies": self.energies,
             "axes": {a.path: links.get(a.path, list(a.values)) for a in self.axes},
             "limits": [str(limit) for limit in self.limits],
         }
@@ -133,6 +138,10 @@ class Space:
     def digest(self) -> str:
         """sha256 of everything that decides what a point is."""
         return hashlib.sha256(json.dumps(self.description).encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its description, which a process reads once."""
+        return _unpickled, (json.dumps(self.description),)
 
     def axis(self, path: str) -> Axis:
         """The axis of that path."""
@@ -186,7 +195,20 @@ class Space:
     def platform_at(self, places: Mapping[str, int]) -> Platform:
         """The platform whose axes have the values at these places."""
         own = {a.path: a.values[places[a.path]] for a in self.axes if a.path not in MODEL_AXES}
-        return from_mapping(self.base, self.platform, own)
+        chip = from_mapping(self.base, self.platform, own)
+        if self.energies == "stated":
+            return chip
+        one = record(chip)
+        systolic.set_energies(one, self.base["technology_nm"])
+        found = {path: float(systolic.field_of(one, path)[0]) for path in systolic.ENERGIES}
+        return from_mapping(self.base, self.platform, {**own, **found})
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """Axes that energies of a systolic platform should follow."""
+        if self.base["kind"] != "systolic":
+            return ()
+        return tuple(a.path for a in self.axes if a.path in systolic.ENERGIES_READ)
 
     @cached_property
     def _numbers(self) -> dict[str, np.ndarray]:
@@ -201,6 +223,8 @@ class Space:
             for part in path.split("."):
                 column = column[part]
             column[:] = numbers[places[path]]
+        if self.energies == "technology":
+            systolic.set_energies(out, self.base["technology_nm"])
         return out
 
 
@@ -256,13 +280,33 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
         batch=_whole(data.get("batch", 1), f"{text}: batch"),
         precision=str(data.get("precision", "")),
         mapping=str(data.get("mapping", "best")),
+        energies=str(data.get("energies", "stated")),
         axes=_ordered(axes, base["kind"]),
         limits=tuple(_limit(entry, f"{text}: limits") for entry in data.get("limits") or ()),
     )
     if found.mapping not in RULES:
         raise SpecError.unknown(f"{text}: mapping", found.mapping, RULES)
+    if found.energies not in ENERGIES:
+        raise SpecError.unknown(f"{text}: energies", found.energies, ENERGIES)
+    if found.energies == "technology":
+        _check_energies(found, text)
     _check_limits(found.limits, text)
     return found
+
+
+def _check_energies(found: Space, text: str) -> None:
+    """Raise SpecError for a platform whose energies follow no table, or an axis of an energy that would follow one."""
+    if found.base["kind"] != "systolic":
+        legal = "stated: the tables are of ASICs, platforms of kind systolic"
+        raise SpecError(f"{text}: energies", f"technology, of a {found.base['kind']} platform", legal)
+    for axis in found.axes:
+        if axis.path in systolic.ENERGIES:
+            raise SpecError(f"{text}: axes.{axis.path}", "an axis", "energies: stated, or no axis of an energy")
+
+
+@lru_cache(maxsize=8)
+def _unpickled(description: str) -> Space:
+    return space(json.loads(description))
 
 
 def _given(data: Mapping[str, Any], key: str, text: str) -> Any:

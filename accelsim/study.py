@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
+Best = Mapping[str, tuple[float, int]]
+"""Objective -> (its least value, the point that has it)."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,14 @@ def start(found: Space, folder: Path, resume: bool, chunk: int, about: Mapping[s
     if any(folder.glob("chunks/*.parquet")):
         raise SpecError(f"study {folder}", "chunks without a manifest", "an empty folder")
     content = {**mine, "points": found.points, "chunk": chunk, "description": found.description}
-    write_whole(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
-    (folder / "chunks").mkdir(exist_ok=True)
+    _write(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
     return chunk
+
+
+def clean(folder: Path) -> None:
+    """Remove what writers that were killed left behind. Call it while `held`, when nobody writes."""
+    for partial in (folder / "chunks").glob(".*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -150,7 +157,7 @@ def held(folder: Path) -> Iterator[None]:
     import fcntl
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "chunks").mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
     except OSError as error:
         raise SpecError(f"study {folder}", error.strerror, "a folder that can be written") from None
@@ -162,10 +169,9 @@ def held(folder: Path) -> Iterator[None]:
             holder = f"held by {file.read().strip() or 'another process'}"
             raise SpecError(f"study {folder}", holder, "a folder that no other process works on") from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-        (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk: the lock holds, its holder stays unnamed
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield  # the file stays: whoever waits for it must not get hold of one that is gone
 
 
 def chunk_path(found: Space, folder: Path, start: int, stop: int) -> Path:
@@ -175,13 +181,17 @@ def chunk_path(found: Space, folder: Path, start: int, stop: int) -> Path:
 
 
 def write_rows(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write columns as one Parquet file, whole or not at all. Raises SpecError if the disk is full."""
+    """Write columns as one Parquet file, whole or not at all. Raises SpecError if that fails, as on a full disk."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table({n: pa.array(v.tolist() if v.dtype.kind in "OU" else v) for n, v in columns.items()})
+    _write(path, lambda p: pq.write_table(table, p, compression="zstd", compression_level=1))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
-        write_whole(path, lambda p: pq.write_table(table, p, compression="zstd", compression_level=1))
+        write_whole(path, write)
     except OSError as error:
         raise SpecError(str(path), error.strerror or str(error), "a disk with room; --resume goes on") from None
 

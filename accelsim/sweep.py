@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from accelsim import study
 from accelsim.errors import SpecError
+from accelsim.executors import EXECUTORS
 from accelsim.graph import Graph
 from accelsim.jit import compiled
 from accelsim.platforms import Platform, describe, fpga, systolic
@@ -22,7 +23,7 @@ from accelsim.platforms.resources import demand
 from accelsim.price import prices
 from accelsim.simulate import at_precision, energy_of, graph_rows
 from accelsim.space import CAPACITIES, MODEL_AXES, Places, Space, axes_of
-from accelsim.study import chunk_path, held, read_rows, write_rows
+from accelsim.study import Best, chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
 from accelsim.work import Arithmetic, work_array
@@ -81,6 +82,8 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
     totals, feasible = np.zeros(size, TOTAL_DTYPE), np.ones(size, bool)
     for unit in range(int(units.max(initial=0)) + 1):
         mine, fields = np.flatnonzero(units == unit), chip.reads[chip.units[unit]]
+        if found.energies == "technology":
+            fields = (*fields, "technology_nm")  # the others that energies of a unit follow are among what it reads
         first, place = _distinct(found.key(places, fields))
         mapped = {path: at[first] for path, at in places.items()}
         groups = found.key(mapped, fields, CAPACITIES)
@@ -200,7 +203,8 @@ def _static(chip: Platform, found: Space, places: Places) -> tuple[Any, Any, dic
     """(leakage in W, area in mm2 or NaN, column -> (taken, there is) of FPGAs) of points, as their platforms say it."""
     if chip.kind == "systolic":
         leaks = [f"{name}.leakage_w" for name in ("input_buffer", "weight_buffer", "accumulator", "vector.buffer")]
-        return _shared(found, places, ["static_w", *leaks], systolic.idle_w), _areas(found, places), {}
+        leaks = ["static_w", *leaks] if found.energies == "stated" else [*systolic.ENERGIES_READ]
+        return _shared(found, places, leaks, systolic.idle_w), _areas(found, places), {}
     if chip.kind == "fpga":
         taken = _shared(found, places, _SIZES, _resources)
         there = _shared(found, places, ["device"], lambda view: [view["device"][n.lower()] for n in DEVICE])
@@ -282,7 +286,7 @@ def sweep(graph: Graph, chip: Platform, over: Mapping[str, Any]) -> pd.DataFrame
             raise SpecError(f"over.{axis}", over[axis], "an axis of the platform: the graph has its own model and size")
     found = Space(
         platform=chip.name, base=base, model=graph.name, head="", seq=1, batch=1,
-        precision="", mapping="best", axes=axes_of(over, base, chip.name, "over"), limits=(),
+        precision="", mapping="best", energies="stated", axes=axes_of(over, base, chip.name, "over"), limits=(),
     )  # fmt: skip
     _GRAPHS[graph.name, "", 1, 1] = graph
     try:
@@ -301,8 +305,8 @@ class Summary:
     points: int
     feasible: int
     kept: int
-    best: Mapping[str, tuple[float, int]]
-    """Objective -> (smallest value among the kept points, its point)."""
+    best: Best
+    """Of the kept points."""
 
 
 OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp")
@@ -315,32 +319,37 @@ def run(
     resume: bool = False,
     jobs: int | None = None,
     chunk: int = CHUNK,
-    tell: Callable[[int], None] = lambda points: None,
+    executor: str = "local",
+    address: str = "",
+    tell: Callable[[int, Best], None] = lambda points, best: None,
 ) -> Summary:
-    """Price every point into `folder`, by `jobs` threads (default: all cores), and sum up.
+    """Price every point into `folder`, by `jobs` cores (default: all), and sum up.
 
-    resume: go on with a folder of the same space and version. tell: called with the points of each finished chunk.
-    Raises SpecError for a folder of another space or version, one that is not empty, or one another process works on.
+    resume: go on with a folder of the same space and version. chunk: points of a file. executor: one of `EXECUTORS`.
+    address: HOST:PORT of a Ray cluster. tell: called with the points of each finished chunk and the best so far. Raises
+    SpecError for a folder of another space or version, one that is not empty, or one another process works on, and as
+    executors do.
     """
+    if executor not in EXECUTORS:
+        raise SpecError.unknown("--executor", executor, EXECUTORS)
+    folder = folder.absolute()  # a worker may be elsewhere
     with held(folder):
         chunk = study.start(found, folder, resume, chunk, {"kind": "sweep"})
         starts = range(0, found.points, chunk)
         summary = Summary(found.points, 0, 0, {})
-        with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-            tasks = [pool.submit(_chunk, found, folder, start, min(found.points, start + chunk)) for start in starts]
-            try:
-                for task in as_completed(tasks):
-                    part = task.result()
-                    summary = _joined(summary, part)
-                    tell(part.points)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        spans = ((start, min(found.points, start + chunk)) for start in starts)
+        with closing(EXECUTORS[executor](partial(_chunk, found, folder), spans, jobs, address)) as parts:
+            for part in parts:
+                summary = _joined(summary, part)
+                tell(part.points, summary.best)
+        study.clean(folder)
         return summary
 
 
 def _chunk(found: Space, folder: Path, start: int, stop: int) -> Summary:
     """One chunk, from its file if it is whole, else priced and written."""
+    if not (folder / "manifest.json").exists():
+        raise SpecError(f"study {folder}", f"no manifest on {socket.gethostname()}", "a folder that every worker sees")
     path = chunk_path(found, folder, start, stop)
     columns = read_rows(path, stop - start)
     if columns is None:

@@ -33,6 +33,14 @@ SPACES = {
             "arrays": [1, 2],
         },
     },
+    "energies of tables": {
+        "platform": "systolic-32x32", "model": "bert-mini", "energies": "technology",
+        "axes": {
+            "rows": [16, 32], "accumulator_bits": [32, 24], "technology_nm": [22, 45, 7], "vector.lanes": [8, 32],
+            "input_buffer.capacity_bytes": [64, 8192, 16384, 65536, 262144],
+            "weight_buffer.capacity_bytes": [4096, 65536], "vector.buffer.capacity_bytes": [4096, 16384],
+        },
+    },
     "fpga": {
         "platform": "fqbert-zcu102", "model": "bert-mini", "seq": 64,
         "axes": {
@@ -87,6 +95,42 @@ def test_points_priced_together_are_points_priced_alone():
                 assert values[0] == together[name][point] or np.isnan(values[0]), (kind, name)
         assert together["feasible"].any()
     assert not evaluate(FOUND["fpga"], np.arange(FOUND["fpga"].points))["feasible"].all()
+
+
+def test_energies_of_the_tables_are_those_of_the_preset_at_its_node():
+    """The preset's own numbers are rounded, and its leakage leaves the lanes out."""
+    found = FOUND["energies of tables"]
+    base = accelsim.platform("systolic-32x32")
+    same = {"rows": 32, "accumulator_bits": 32, "technology_nm": 22, "vector.lanes": 32,
+            "input_buffer.capacity_bytes": 262144, "vector.buffer.capacity_bytes": 16384}  # fmt: skip
+    point = next(i for i in range(found.points) if same.items() <= found.values(i).items())
+    chip = found.chip(point)
+    assert chip.input_buffer.read_pj_per_byte == pytest.approx(base.input_buffer.read_pj_per_byte, rel=1e-3)
+    assert chip.vector.buffer.write_pj_per_byte == pytest.approx(base.vector.buffer.write_pj_per_byte, rel=3e-3)
+    assert chip.input_buffer.leakage_w == pytest.approx(base.input_buffer.leakage_w, rel=6e-3)
+    assert (chip.multiply_pj, chip.accumulate_pj) == pytest.approx((base.multiply_pj, base.accumulate_pj), rel=1e-3)
+    assert (chip.vector.flop_pj, chip.vector.exp_pj) == (base.vector.flop_pj, base.vector.exp_pj)
+    assert base.static_w < chip.static_w < 1.3 * base.static_w
+    smaller = found.chip(
+        next(i for i in range(found.points) if found.values(i) == {**found.values(point), "technology_nm": 7})
+    )
+    assert smaller.multiply_pj == pytest.approx(chip.multiply_pj * 0.109 / 0.339)
+    assert smaller.vector.flop_pj == pytest.approx(chip.vector.flop_pj * 0.109 / 0.339)
+    assert smaller.dram == chip.dram
+
+
+def test_designs_that_share_a_mapping_share_its_cost_only_if_their_buffers_cost_the_same():
+    found = FOUND["energies of tables"]
+    columns = evaluate(found, np.arange(found.points))
+    ok = columns["feasible"]
+    pairs = {}
+    for i in np.flatnonzero(ok):
+        key = (
+            tuple(columns[a][i] for a in found.columns if a != "input_buffer.capacity_bytes"),
+            columns["sram_bytes"][i],
+        )
+        pairs.setdefault(key, set()).add(columns["energy_j"][i])
+    assert max(map(len, pairs.values())) > 1
 
 
 @pytest.mark.parametrize("what", ["counts", "last work", "mapping"])
@@ -182,6 +226,13 @@ BAD = {
     "negative": ({"platform": "systolic-32x32", "axes": {"rows": [8, -8]}}, "rows"),
     "not a number": ({"platform": "systolic-32x32", "axes": {"clock_hz": [float("nan")]}}, "finite"),
     "a word": ({"platform": "systolic-32x32", "axes": {"dataflow": ["ws", "wsx"]}}, "nearest: ws"),
+    "no such energies": (
+        {"platform": "a100", "energies": "table", "axes": {"batch": [1]}}, "stated, technology"
+    ),
+    "energies of a GPU": ({"platform": "a100", "energies": "technology", "axes": {"batch": [1]}}, "of ASICs"),
+    "an energy that follows": (
+        {"platform": "systolic-32x32", "energies": "technology", "axes": {"multiply_pj": [1.0]}}, "no axis of an energy"
+    ),
     "twice": ({"platform": "systolic-32x32", "axes": {"rows": [8, 8]}}, "each value once"),
     "no values": ({"platform": "systolic-32x32", "axes": {"rows": []}}, "at least one value"),
     "no power": ({"platform": "systolic-32x32", "axes": {"rows": {"powers_of_two": [9, 15]}}}, "at least one value"),
