@@ -306,6 +306,7 @@ class Experiment(StrEnum):
     fqbert = "fqbert"
     fqbert_accuracy = "fqbert-accuracy"
     peers = "peers"
+    dse_bert = "dse-bert"
 
 
 @app.command("list")
@@ -1013,6 +1014,8 @@ accelsim reproduce fqbert-accuracy --small
 accelsim reproduce fqbert-accuracy --out results/
 
 accelsim reproduce peers
+
+accelsim reproduce dse-bert --small
 """
 
 
@@ -1025,12 +1028,13 @@ def reproduce(
     ] = Path("results"),
 ) -> None:
     """Repeat an experiment of a paper, or run other simulators, and print their numbers beside ours."""
-    from accelsim_experiments import fqbert, fqbert_accuracy, peers
+    from accelsim_experiments import dse_bert, fqbert, fqbert_accuracy, peers
 
     experiments = {
         Experiment.fqbert: fqbert.reproduce,
         Experiment.fqbert_accuracy: fqbert_accuracy.reproduce,
         Experiment.peers: peers.reproduce,
+        Experiment.dse_bert: dse_bert.reproduce,
     }
     for line in experiments[name](out / name.value, small):
         print(line, flush=True)
