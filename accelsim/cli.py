@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from accelsim.params import Params
     from accelsim.platforms import Platform
     from accelsim.report import Report
+    from accelsim.space import Space
+    from accelsim.study import Best
     from accelsim.twin import ArrayRun, PuArray
 
 app = typer.Typer(
@@ -395,30 +398,15 @@ def sweep_space(
     as_json: Json = False,
 ) -> None:
     """Price every point of a space with the formulas of `simulate`, into a folder of Parquet files."""
-    from contextlib import redirect_stdout
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from accelsim.space import space
     from accelsim.sweep import run
 
     found = space(file)
-    print(f"{found.points:,} points: " + ", ".join(f"{a.path} {len(a.values)}" for a in found.free), file=sys.stderr)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=not sys.stderr.isatty(),
-    )  # fmt: skip
-    with bar, redirect_stdout(sys.stderr):  # Ray speaks of its workers on stdout, which is for the answer
-        task = bar.add_task("points", total=found.points)
-        try:
-            done = run(
-                found, out, resume=resume, jobs=jobs, chunk=chunk, executor=executor, address=address,
-                tell=lambda n: bar.advance(task, n),
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            print("accelsim: stopped; finished chunks are kept, --resume goes on", file=sys.stderr)
-            raise typer.Exit(130) from None
+    _say_size(found)
+    with _progress(found.points) as tell:
+        done = run(
+            found, out, resume=resume, jobs=jobs, chunk=chunk, executor=executor, address=address, tell=tell
+        )  # fmt: skip
     best = {name: {"value": value, "point": point, **found.values(point)} for name, (value, point) in done.best.items()}
     if as_json:
         print(json.dumps({"points": done.points, "feasible": done.feasible, "kept": done.kept, "best": best}))
@@ -428,6 +416,107 @@ def sweep_space(
         knobs = ", ".join(f"{path} {row[path]}" for path in found.columns)
         print(f"least {name}: {row['value']:.6g} at point {row['point']}: {knobs}")
     print(f"rows in {out / 'chunks'}: pandas.read_parquet({str(out / 'chunks')!r})")
+
+
+def _say_size(found: Space) -> None:
+    print(f"{found.points:,} points: " + ", ".join(f"{a.path} {len(a.values)}" for a in found.free), file=sys.stderr)
+
+
+@contextmanager
+def _progress(points: int) -> Iterator[Callable[[int, Best], None]]:
+    """A bar on stderr if it is a terminal, with rate, time left and the least of each objective so far.
+
+    What to call with the points of each finished piece, and the best so far.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"), console=Console(stderr=True), disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar, redirect_stdout(sys.stderr), _stoppable():  # Ray speaks on stdout, which is for the answer
+        task = bar.add_task("", total=points, rate="", best="")
+
+        def tell(count: int, best: Best) -> None:
+            bar.advance(task, count)
+            speed = bar.tasks[0].speed
+            rate = f"{si(speed, 'points/s')}" if speed else ""
+            bar.update(task, rate=rate, best="  ".join(f"{name} {value:.3g}" for name, (value, _) in best.items()))
+
+        yield tell
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C ends a run with one line and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("accelsim: stopped; what is finished is kept, --resume goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+SEARCH_EPILOG = """Examples:
+
+accelsim search space.yaml --minimize time_s --minimize energy_j --minimize area_mm2 --out results/
+
+accelsim search space.yaml --budget 5000 --sampler nsga3 --seed 7 --out results/
+
+accelsim search space.yaml --storage postgresql://user@host/database --out results/ --resume
+"""
+
+
+@app.command(epilog=SEARCH_EPILOG)
+def search(
+    file: Annotated[Path, typer.Argument(help="a space: base platform, axes, limits, as YAML or JSON")],
+    minimize: Annotated[
+        list[str] | None,
+        typer.Option("--minimize", help="an objective; repeat it. Default: time_s, energy_j and area_mm2 or dsp"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="folder for manifest.json, chunks/*.parquet and search.db")] = Path(
+        "results"
+    ),
+    budget: Annotated[
+        int | None, typer.Option("--budget", help="points to price; default: 1 %, 1,000 to 20,000")
+    ] = None,
+    sampler: Annotated[str, typer.Option("--sampler", help="nsga2, nsga3, tpe or random")] = "nsga2",
+    seed: Annotated[int, typer.Option("--seed", help="of everything that is drawn")] = 0,
+    warm: Annotated[
+        bool, typer.Option("--warm/--plain", help="with a coarse sweep first and neighbours of the front, or without")
+    ] = True,
+    storage: Annotated[
+        str, typer.Option("--storage", help="of Optuna's trials: sqlite (in the folder), journal, or a database's URL")
+    ] = "sqlite",
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a folder of the same search")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the front of a space too large to sweep: a multi-objective search by Optuna, batches priced at once."""
+    from accelsim.pareto import knee
+    from accelsim.search import plan_of, run
+    from accelsim.space import space
+
+    found = space(file)
+    plan = plan_of(found, minimize or (), budget, seed, sampler, warm)
+    _say_size(found)
+    with _progress(plan.budget) as tell:
+        archive = run(found, plan, out, resume=resume, storage=storage, tell=tell)
+    points = archive.front()
+    rows = [
+        {"point": p, **found.values(p), **dict(zip(plan.objectives, archive.found[p], strict=True))} for p in points
+    ]
+    if not rows:
+        raise SpecError(f"space {file}", f"{len(archive.found)} points priced, none runs within the limits", "others")
+    bend = rows[knee([[row[name] for name in plan.objectives] for row in rows])]
+    if as_json:
+        print(json.dumps({"priced": len(archive.found), "objectives": plan.objectives, "front": rows, "knee": bend}))
+        return
+    print(f"{len(archive.found):,} of {found.points:,} points priced, {len(rows):,} on the front found")
+    named = {f"least {name}": min(rows, key=lambda row: float(row[name])) for name in plan.objectives} | {"knee": bend}
+    for name, row in named.items():
+        values = ", ".join(f"{n} {row[n]:.4g}" for n in plan.objectives)
+        print(f"{name}: {values} at point {row['point']}: {', '.join(f'{p} {row[p]}' for p in found.columns)}")
+    print(f"accelsim front {out} shows it all; accelsim report {out} --html report.html draws it")
 
 
 REPORT_EPILOG = """Examples:

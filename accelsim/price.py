@@ -15,6 +15,7 @@ from accelsim.mapping import (
     RULES,
     _all_sizes,
     _fill_all_sums,
+    _largest,
     _least_cycles_of,
     _map_fpga,
     _map_systolic,
@@ -27,6 +28,8 @@ FEW = 8
 """Designs that share all but their capacities are searched together if there are at least so many."""
 SIDE = 32
 """Most different capacities of one buffer among them."""
+SEEN = 32
+"""Most different mappings of such a group that are remembered with their costs."""
 NEVER = np.iinfo(np.int64).max
 
 
@@ -38,7 +41,10 @@ def _price_systolic(designs: Any, starts: Any, works: Any, rule: int, costs: Any
         w = works[i]
         for s in range(len(starts) - 1):
             group = designs[starts[s] : starts[s + 1]]
-            together = w.kind == GEMM and rule != LARGEST and len(group) >= FEW
+            if w.kind == GEMM and rule == LARGEST:
+                _price_largest(group, w, costs[i, starts[s] : starts[s + 1]], ok[starts[s] : starts[s + 1]])
+                continue
+            together = w.kind == GEMM and len(group) >= FEW
             if together and _price_group(group, w, costs[i, starts[s] : starts[s + 1]], ok[starts[s] : starts[s + 1]]):
                 continue
             for d in range(len(group)):
@@ -52,6 +58,52 @@ def _price_systolic(designs: Any, starts: Any, works: Any, rule: int, costs: Any
                 else:
                     store_cost(systolic.work_cost(group[d], w, t), costs[i, at])
     held[0].feasible = 0
+
+
+@compiled
+def _price_largest(group: Any, w: Any, costs: Any, ok: Any) -> None:
+    """Price a GEMM by the rule `largest` on designs that differ in capacities only."""
+    p = group[0]
+    if not systolic.computes(p, w):
+        ok[:] = False
+        return
+    sizes, counts = np.empty((3, 128), np.int64), np.empty(3, np.int64)
+    _all_sizes(p, w, sizes, counts)
+    seen, where = np.empty(SEEN, MAPPING_DTYPE), np.zeros(SEEN + 1, np.int64)
+    held = np.zeros(1, MAPPING_DTYPE)
+    t = held[0]  # a pointer into `held`, which the last line keeps alive
+    for d in range(len(group)):
+        _largest(group[d], w, t, sizes, counts)
+        if t.feasible == 0:
+            ok[d] = False
+        else:
+            _store_gemm(group[d], w, t, costs, d, seen, where)
+    held[0].feasible = 0
+
+
+@atom
+def _store_gemm(p: Any, w: Any, t: Any, costs: Any, d: int, seen: Any, where: Any) -> None:
+    """Fill costs[d] with the cost of a GEMM under a mapping, copied if a design of the group has that mapping already.
+
+    No cost depends on a capacity. seen: the first mappings of the group; where: their designs, and last how many.
+    """
+    count = where[-1]
+    for i in range(count):
+        s = seen[i]
+        if (
+            s.tile_m == t.tile_m
+            and s.tile_k == t.tile_k
+            and s.tile_n == t.tile_n
+            and s.instances == t.instances
+            and s.n_outer == t.n_outer
+        ):
+            costs[d] = costs[where[i]]
+            return
+    store_cost(systolic.gemm_cost(p, w, t), costs[d])
+    if count < len(seen):
+        _copy(t, seen[count])
+        where[count] = d
+        where[-1] = count + 1
 
 
 @atom
@@ -162,6 +214,7 @@ def _price_group(group: Any, w: Any, costs: Any, ok: Any) -> Any:
                     cycles_of[a, b, c], bytes_of[a, b, c] = cycles_of[i, j, k], bytes_of[i, j, k]
                     number_of[a, b, c] = number_of[i, j, k]
                     _copy(chosen[i, j, k], chosen[a, b, c])
+    seen, where = np.empty(SEEN, MAPPING_DTYPE), np.zeros(SEEN + 1, np.int64)
     for d in range(len(group)):
         a = _place(group[d].input_buffer.capacity_bytes, caps[0], n0)
         b = _place(group[d].weight_buffer.capacity_bytes, caps[1], n1)
@@ -169,7 +222,7 @@ def _price_group(group: Any, w: Any, costs: Any, ok: Any) -> Any:
         if cycles_of[a, b, c] == NEVER:
             ok[d] = False
         else:
-            store_cost(systolic.gemm_cost(group[d], w, chosen[a, b, c]), costs[d])
+            _store_gemm(group[d], w, chosen[a, b, c], costs, d, seen, where)
     held[0].feasible = 0
     return True
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from accelsim import study
 from accelsim.errors import SpecError
-from accelsim.pareto import front
+from accelsim.pareto import OBJECTIVES, front
 from accelsim.space import RESULTS, Space
-from accelsim.study import held, read_rows, write_rows
+from accelsim.study import Best, held, read_rows, write_rows
 from accelsim.sweep import evaluate, keep
 
 SAMPLERS = ("nsga2", "nsga3", "tpe", "random")
@@ -45,15 +45,20 @@ class Plan:
 def plan_of(
     space: Space, objectives: Sequence[str], budget: int | None, seed: int, sampler: str, warm: bool = True
 ) -> Plan:
-    """A plan, checked. budget None: 1 % of the space, at least 1,000 and at most 20,000 points.
+    """A plan, checked. budget None: 1 % of the space, at least 1,000 and at most 20,000 points. No objectives: time,
+    energy, and area or DSP where the platform has one.
 
     Raises SpecError for an objective that is no result, a repeated one, an unknown sampler or a budget below 1.
     """
+    objectives = objectives or [
+        *OBJECTIVES[:2],
+        *{"systolic": ["area_mm2"], "fpga": ["dsp"]}.get(space.base["kind"], []),
+    ]
     for name in objectives:
         if name not in RESULTS:
             raise SpecError.unknown("--minimize", name, RESULTS)
-    if not objectives or len(set(objectives)) < len(objectives):
-        raise SpecError("--minimize", list(objectives), "one objective or more, each once")
+    if len(set(objectives)) < len(objectives):
+        raise SpecError("--minimize", list(objectives), "each objective once")
     if sampler not in SAMPLERS:
         raise SpecError.unknown("--sampler", sampler, SAMPLERS)
     if budget is not None and budget < 1:
@@ -72,9 +77,23 @@ class Archive:
     def add(self, columns: Mapping[str, np.ndarray]) -> None:
         """Take the rows of a chunk."""
         kept = keep(self._space, columns)
+        for name in self._objectives:
+            known = [c for c in RESULTS if c in columns and not np.isnan(columns[c][kept].astype(float)).all()]
+            if name not in columns or (kept.any() and name not in known):
+                raise SpecError(
+                    f"--minimize {name}", f"not known of {self._space.platform}", f"one of {', '.join(known)}"
+                )
         values = [np.where(kept, np.asarray(columns[name], float), np.nan) for name in self._objectives]
         rows = zip(*(v.tolist() for v in values), strict=True)
         self.found.update(zip(columns["point"].tolist(), rows, strict=True))
+
+    @property
+    def best(self) -> Best:
+        """Objective -> (the least of it so far, its point); an objective that no point has yet is left out."""
+        points = np.array([*self.found], np.int64)
+        values = np.array([*self.found.values()]).reshape(-1, len(self._objectives))
+        rows = {n: int(np.nanargmin(v)) for n, v in zip(self._objectives, values.T, strict=True) if (v == v).any()}
+        return {name: (float(values[row, i]), int(points[row])) for i, (name, row) in enumerate(rows.items())}
 
     def front(self) -> list[int]:
         """The points that nothing beats, ascending."""
@@ -92,13 +111,14 @@ def run(
     folder: Path,
     *,
     resume: bool = False,
-    storage: str = "",
-    tell: Callable[[int], None] = lambda points: None,
+    storage: str = "sqlite",
+    tell: Callable[[int, Best], None] = lambda points, best: None,
 ) -> Archive:
     """Search into a study folder; what was priced, when the budget is spent.
 
-    storage: "" for SQLite in the folder, "journal" for a journal file in it, else a URL of SQLAlchemy (postgresql://).
-    tell: called with the number of points of each batch. Raises SpecError as `sweep.run` does.
+    storage: "sqlite" or "journal" for a file in the folder, else a URL of SQLAlchemy (postgresql://). tell: called with
+    the number of points of each batch and the best so far. Raises SpecError as `sweep.run` does, and for an objective
+    that the platform does not have.
     """
     optuna = _optuna()
     about = {
@@ -107,7 +127,7 @@ def run(
     }  # fmt: skip
     with held(folder):
         study.start(space, folder, resume, plan.population, about)
-        stored = _stored(optuna, folder, storage, space, plan)
+        stored = _stored(optuna, folder, storage, space, plan, resume)
         mine = optuna.create_study(directions=["minimize"] * len(plan.objectives))
         archive = Archive(space, plan.objectives)
         done = list(_batches(stored.trials))
@@ -133,7 +153,7 @@ def run(
                 stored.add_trials(mine.trials[-len(points) :][len(old) :])
             else:
                 mine.add_trials(trials)
-            tell(len(fresh))
+            tell(len(fresh), archive.best)
         return archive
 
 
@@ -154,26 +174,27 @@ def _optuna() -> Any:
     except ImportError:
         raise SpecError("accelsim search", "optuna is not installed", "pip install 'accelsim[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", module="optuna")  # the form that all supported versions have
     return optuna
 
 
-def _stored(optuna: Any, folder: Path, storage: str, space: Space, plan: Plan) -> Any:
-    """Optuna's study in its storage, made or found."""
-    name = f"accelsim-{space.digest[:16]}-{plan.seed}"
+def _stored(optuna: Any, folder: Path, storage: str, space: Space, plan: Plan, resume: bool) -> Any:
+    """Optuna's study in its storage, made or, to resume, found."""
+    name = f"accelsim-{space.digest[:16]}-{plan.sampler}-{plan.seed}"
+    storages, directions = optuna.storages, ["minimize"] * len(plan.objectives)
     try:
         if storage == "journal":
-            backend = optuna.storages.journal.JournalFileBackend(str(folder / "search.journal"))
-            place: Any = optuna.storages.JournalStorage(backend)
+            place = storages.JournalStorage(storages.journal.JournalFileBackend(str(folder / "search.journal")))
         else:
-            place = optuna.storages.RDBStorage(storage or f"sqlite:///{folder / 'search.db'}")
-        directions = ["minimize"] * len(plan.objectives)
-        return optuna.create_study(study_name=name, storage=place, directions=directions, load_if_exists=True)
-    except SpecError:
-        raise
+            place = storages.RDBStorage(f"sqlite:///{folder / 'search.db'}" if storage == "sqlite" else storage)
+        return optuna.create_study(study_name=name, storage=place, directions=directions, load_if_exists=resume)
+    except optuna.exceptions.DuplicatedStudyError:
+        raise SpecError(f"--storage {storage}", f"has {name} already", "--resume, or another storage") from None
     except Exception as error:  # drivers raise what they like
         short = str(error).splitlines()[0]
-        raise SpecError("--storage", storage or "search.db", f"a database that can be reached ({short})") from None
+        legal = f"sqlite, journal or the URL of a database that can be reached ({short})"
+        raise SpecError("--storage", storage, legal) from None
 
 
 def _batches(trials: Sequence[Any]) -> Iterator[list[Any]]:

@@ -164,7 +164,8 @@ class Space:
         rest = np.asarray(points, np.int64)
         found: dict[str, np.ndarray] = {}
         for axis in reversed(self.free):
-            rest, found[axis.path] = np.divmod(rest, len(axis.values))
+            above = rest // len(axis.values)
+            rest, found[axis.path] = above, rest - above * len(axis.values)  # half the time of divmod
         return {a.path: found[a.follows or a.path] for a in self.axes}
 
     def values(self, point: int) -> dict[str, Any]:

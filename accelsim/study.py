@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
+Best = Mapping[str, tuple[float, int]]
+"""Objective -> (its least value, the point that has it)."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from accelsim.platforms.resources import demand
 from accelsim.price import prices
 from accelsim.simulate import at_precision, energy_of, graph_rows
 from accelsim.space import CAPACITIES, MODEL_AXES, Places, Space, axes_of
-from accelsim.study import chunk_path, held, read_rows, write_rows
+from accelsim.study import Best, chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
 from accelsim.work import Arithmetic, work_array
@@ -95,20 +95,22 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
     leakage_w, area, taken = _static(chip, found, places)
     for amount, device in taken.values():
         feasible &= amount <= device
-    feasible &= totals["cycles"] > 0
+    whole = {name: np.empty(size, np.int64) for name in WHOLE}
+    gemm_cycles, mac_pj, vector_pj, sram_pj, dram_pj = np.empty((5, size))
+    _take_whole(totals, *whole.values())
+    _take_real(totals, gemm_cycles, mac_pj, vector_pj, sram_pj, dram_pj)
+    feasible &= whole["cycles"] > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        time_s = totals["cycles"] / clock_hz
-        mac_pj, vector_pj, sram_pj, dram_pj = (totals[f"{name}_pj"] for name in ("mac", "vector", "sram", "dram"))
+        time_s = whole["cycles"] / clock_hz
         energy_j = energy_of(mac_pj, vector_pj, sram_pj, dram_pj, leakage_w * time_s)
         real = {
             "time_s": time_s,
             "energy_j": energy_j,
             "power_w": energy_j / time_s,
             "fps_per_w": max(1, int(graph.meta.get("batch", 1))) / energy_j,
-            "utilization": np.minimum(1.0, totals["gemm_cycles"] / totals["cycles"]),
+            "utilization": np.minimum(1.0, gemm_cycles / whole["cycles"]),
             "area_mm2": area,
         }
-    whole = {name: totals[name].copy() for name in WHOLE}
     if not feasible.all():
         for values in whole.values():
             values[~feasible] = 0
@@ -125,6 +127,24 @@ def _add(totals: Any, feasible: Any, part: Any, ok: Any, place: Any) -> None:
         feasible[i] = feasible[i] and ok[place[i]]
 
 
+@compiled
+def _take_whole(totals: Any, cycles: Any, compute_cycles: Any, macs: Any, sram_bytes: Any, dram_bytes: Any) -> None:
+    """Fill columns from records, in one pass."""
+    for i in range(len(totals)):
+        t = totals[i]
+        cycles[i], compute_cycles[i], macs[i] = t.cycles, t.compute_cycles, t.macs
+        sram_bytes[i], dram_bytes[i] = t.sram_bytes, t.dram_bytes
+
+
+@compiled
+def _take_real(totals: Any, gemm_cycles: Any, mac_pj: Any, vector_pj: Any, sram_pj: Any, dram_pj: Any) -> None:
+    """Fill columns from records, in one pass."""
+    for i in range(len(totals)):
+        t = totals[i]
+        gemm_cycles[i], mac_pj[i], vector_pj[i] = t.gemm_cycles, t.mac_pj, t.vector_pj
+        sram_pj[i], dram_pj[i] = t.sram_pj, t.dram_pj
+
+
 def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(index of the first of each different key, ascending by key; for each key the place of its like among them)."""
     low = int(keys.min(initial=0))
@@ -132,12 +152,26 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if span > 4 * len(keys) + 1024:
         _, first, place = np.unique(keys, return_index=True, return_inverse=True)
         return first, place.reshape(-1)
-    at = np.full(span, -1)
-    at[keys[::-1] - low] = np.arange(len(keys))[::-1]
-    there = np.flatnonzero(at >= 0)
-    first = at[there]
-    at[there] = np.arange(len(there))
-    return first, at[keys - low]
+    at, place = np.full(span, -1), np.empty(len(keys), np.int64)
+    first = np.empty(min(span, len(keys)), np.int64)
+    return first[: _number(keys, low, at, first, place)], place
+
+
+@compiled
+def _number(keys: Any, low: int, at: Any, first: Any, place: Any) -> int:
+    """Fill what `_distinct` gives, and `at` with the number of each key; how many different ones there are."""
+    for i in range(len(keys)):
+        if at[keys[i] - low] < 0:
+            at[keys[i] - low] = i
+    count = 0
+    for k in range(len(at)):
+        if at[k] >= 0:
+            first[count] = at[k]
+            at[k] = count
+            count += 1
+    for i in range(len(keys)):
+        place[i] = at[keys[i] - low]
+    return count
 
 
 def _shared(found: Space, places: Places, fields: Sequence[str], value: Callable[[Any], Any]) -> np.ndarray:
@@ -268,8 +302,8 @@ class Summary:
     points: int
     feasible: int
     kept: int
-    best: Mapping[str, tuple[float, int]]
-    """Objective -> (smallest value among the kept points, its point)."""
+    best: Best
+    """Of the kept points."""
 
 
 OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp")
@@ -284,13 +318,14 @@ def run(
     chunk: int = CHUNK,
     executor: str = "local",
     address: str = "",
-    tell: Callable[[int], None] = lambda points: None,
+    tell: Callable[[int, Best], None] = lambda points, best: None,
 ) -> Summary:
     """Price every point into `folder`, by `jobs` cores (default: all), and sum up.
 
     resume: go on with a folder of the same space and version. chunk: points of a file. executor: one of `EXECUTORS`.
-    address: HOST:PORT of a Ray cluster. tell: called with the points of each finished chunk. Raises SpecError for a
-    folder of another space or version, one that is not empty, or one another process works on, and as executors do.
+    address: HOST:PORT of a Ray cluster. tell: called with the points of each finished chunk and the best so far. Raises
+    SpecError for a folder of another space or version, one that is not empty, or one another process works on, and as
+    executors do.
     """
     if executor not in EXECUTORS:
         raise SpecError.unknown("--executor", executor, EXECUTORS)
@@ -303,7 +338,7 @@ def run(
         with closing(EXECUTORS[executor](partial(_chunk, found, folder), spans, jobs, address)) as parts:
             for part in parts:
                 summary = _joined(summary, part)
-                tell(part.points)
+                tell(part.points, summary.best)
         study.clean(folder)
         return summary
 

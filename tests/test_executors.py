@@ -138,7 +138,11 @@ def options(request):
 
 def test_ray_leaves_the_same_files(cluster, tmp_path, undisturbed):
     told = []
-    summary = run(FOUND, tmp_path / "s", chunk=CHUNK, executor="ray", address=cluster.address, tell=told.append)
+
+    def tell(points, best):
+        told.append(points)
+
+    summary = run(FOUND, tmp_path / "s", chunk=CHUNK, executor="ray", address=cluster.address, tell=tell)
     assert (files(tmp_path / "s"), summary) == undisturbed[:2]
     assert told == [CHUNK] * CHUNKS
     table = pd.read_parquet(tmp_path / "s" / "chunks")
@@ -222,7 +226,7 @@ def test_ctrl_c_keeps_what_is_finished(options, tmp_path, undisturbed, file):
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert err.splitlines()[-1] == "accelsim: stopped; finished chunks are kept, --resume goes on"
+    assert err.splitlines()[-1] == "accelsim: stopped; what is finished is kept, --resume goes on"
     assert "Traceback" not in err
     there = files(target)
     assert 0 < count(target) < CHUNKS
