@@ -31,6 +31,7 @@ import numpy as np
 from accelsim import study
 from accelsim.executors import EXECUTORS
 from accelsim.files import write_whole
+from accelsim.pareto import front_of
 from accelsim.space import Space, space
 from accelsim.sweep import _chunk
 
@@ -72,7 +73,7 @@ def spans(found: Space, chunk: int, count: int) -> list[tuple[int, int]]:
 
 
 def part(name: str, executor: str, jobs: int, address: str, chunk: int, count: int) -> dict[str, float]:
-    """Price `count` chunks in this process; rates in points/s, bytes of a point, peak memory in MiB."""
+    """Price `count` chunks in this process; rates in points/s, bytes of a point, peak memory in MiB (reading included)."""
     found = SPACES[name]
     with tempfile.TemporaryDirectory() as place, study.held(Path(place)):
         study.start(found, Path(place), False, chunk, {"kind": "sweep"})
@@ -81,6 +82,7 @@ def part(name: str, executor: str, jobs: int, address: str, chunk: int, count: i
         with closing(EXECUTORS[executor](work, spans(found, chunk, count), jobs, address)) as parts:
             for _ in parts:
                 ends.append(time.perf_counter())
+        reads = front_of_chunks(found, Path(place), chunk, count) if jobs == 1 else {}
         written = sum(path.stat().st_size for path in Path(place).glob("chunks/*.parquet"))
     warm = min(WARM, count - 1)
     return {
@@ -88,6 +90,23 @@ def part(name: str, executor: str, jobs: int, address: str, chunk: int, count: i
         "points_per_s": (count - warm) * chunk / (ends[-1] - ends[warm - 1]),
         "bytes_per_point": written / (count * chunk),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **reads,
+    }
+
+
+def front_of_chunks(found: Space, folder: Path, chunk: int, count: int) -> dict[str, float]:
+    """Points/s of `--resume` over finished chunks, and of the front of time, energy and area, read file by file."""
+    began = time.perf_counter()
+    for start, stop in spans(found, chunk, count):
+        _chunk(found, folder, start, stop)
+    resumed = time.perf_counter()
+    names = ("time_s", "energy_j", "area_mm2")
+    chunks = study.read_study(folder).chunks(["feasible", *names])
+    front_of(np.stack([np.where(c["feasible"], c[name], np.nan) for name in names], axis=1) for c in chunks)
+    points = chunk * count
+    return {
+        "resume_points_per_s": points / (resumed - began),
+        "front_points_per_s": points / (time.perf_counter() - resumed),
     }
 
 
@@ -112,7 +131,7 @@ def nothing(start: int, stop: int) -> None:
 
 def summed(rows: list[dict[str, float]]) -> dict[str, Any]:
     """Best and median of the rounds: of a machine that others use, the best is what it can do."""
-    best = {name: (max if name == "points_per_s" else min)(row[name] for row in rows) for name in rows[0]}
+    best = {name: (max if name.endswith("points_per_s") else min)(row[name] for row in rows) for name in rows[0]}
     return {"best": best, "median": {name: median(row[name] for row in rows) for name in best}, "rounds": rows}
 
 
@@ -163,15 +182,22 @@ def main() -> None:
 def text(found: dict[str, Any]) -> list[str]:
     """The tables."""
     lines = [f"{found['cores']} cores, load {found['load_at_start']:.1f} and {found['load_at_end']:.1f}; best, median"]
-    lines += [
-        "",
-        "| one thread | points of a chunk | points/s | bytes/point | peak MiB |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    head = (
+        "one thread",
+        "points of a chunk",
+        "points/s",
+        "bytes/point",
+        "peak MiB",
+        "resume, points/s",
+        "front, points/s",
+    )
+    lines += ["", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name, sizes in found["alone"].items():
         for chunk, row in sizes.items():
             size, memory = row["best"]["bytes_per_point"], row["median"]["peak_mib"]
-            lines.append(f"| {name} | {int(chunk):,} | {both(row, 'points_per_s', 0)} | {size:.1f} | {memory:,.0f} |")
+            cells = [f"{int(chunk):,}", both(row, "points_per_s", 0), f"{size:.1f}", f"{memory:,.0f}"]
+            cells += [both(row, rate, 0) for rate in ("resume_points_per_s", "front_points_per_s")]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
         "| two workers | process, s | first result, s | points/s after warm-up |",
