@@ -73,7 +73,7 @@ def spans(found: Space, chunk: int, count: int) -> list[tuple[int, int]]:
 
 
 def part(name: str, executor: str, jobs: int, address: str, chunk: int, count: int) -> dict[str, float]:
-    """Price `count` chunks in this process; rates in points/s, bytes of a point, peak memory in MiB (reading included)."""
+    """Price `count` chunks in this process; rates in points/s, bytes of a point, peak MiB with reading back."""
     found = SPACES[name]
     with tempfile.TemporaryDirectory() as place, study.held(Path(place)):
         study.start(found, Path(place), False, chunk, {"kind": "sweep"})
