@@ -420,6 +420,11 @@ def sweep_space(
 
 def _say_size(found: Space) -> None:
     print(f"{found.points:,} points: " + ", ".join(f"{a.path} {len(a.values)}" for a in found.free), file=sys.stderr)
+    if found.followed and found.energies == "stated":
+        print(
+            f"energies are those {found.platform} states, whatever {', '.join(found.followed)}; to let them follow: "
+            "energies: technology", file=sys.stderr,
+        )  # fmt: skip
 
 
 @contextmanager

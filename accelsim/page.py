@@ -23,7 +23,7 @@ import numpy as np
 from accelsim.errors import SpecError
 from accelsim.files import write_whole
 from accelsim.pareto import front, knee, objectives_of
-from accelsim.platforms import describe, names, platform
+from accelsim.platforms import describe, names, platform, systolic
 from accelsim.report import block_of, check_output
 from accelsim.simulate import simulate
 from accelsim.space import MODEL_AXES, Space
@@ -191,6 +191,7 @@ def page_data(found: Kept, with_breakdown: bool = True) -> dict[str, Any]:
         "knee": where[found.knee],
         "extremes": {name: where[row] for name, row in zip(found.objectives, found.extremes, strict=True)},
         "base": space.base,
+        "followed": _followed(space, found.places, rows),
         "breakdown": _breakdown(found, where) if with_breakdown else {"groups": [], "at": {}},
     }  # fmt: skip
 
@@ -269,9 +270,18 @@ def _packed(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
 
 
+def _followed(space: Space, places: Mapping[str, np.ndarray], rows: np.ndarray) -> list[dict[str, Any]]:
+    """Fields of the platform that follow its axes: values of the rows, or one for all where they are the same."""
+    if space.energies == "stated":
+        return []
+    designs = space.designs({path: at[rows] for path, at in places.items()})
+    fields = {path: systolic.field_of(designs, path) for path in systolic.ENERGIES}
+    return [{"path": path, "values": _packed(v[:1] if (v == v[0]).all() else v)} for path, v in fields.items()]
+
+
 def _preset(space: Space) -> str:
-    """The name that the command line gives the base platform, or "" if no preset is as it."""
-    if space.platform not in names():
+    """The name that the command line gives the base platform, or "" if no preset is as it, or fields follow axes."""
+    if space.platform not in names() or space.energies != "stated":
         return ""
     return space.platform if describe(platform(space.platform)) == dict(space.base) else ""
 

@@ -82,6 +82,8 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
     totals, feasible = np.zeros(size, TOTAL_DTYPE), np.ones(size, bool)
     for unit in range(int(units.max(initial=0)) + 1):
         mine, fields = np.flatnonzero(units == unit), chip.reads[chip.units[unit]]
+        if found.energies == "technology":
+            fields = (*fields, "technology_nm")  # the others that energies of a unit follow are among what it reads
         first, place = _distinct(found.key(places, fields))
         mapped = {path: at[first] for path, at in places.items()}
         groups = found.key(mapped, fields, CAPACITIES)
@@ -111,6 +113,9 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
             "utilization": np.minimum(1.0, gemm_cycles / whole["cycles"]),
             "area_mm2": area,
         }
+        if found.error_of[0]:
+            model, precision = (str(own.get(name, getattr(found, name))) for name in ("model", "precision"))
+            real["error"] = np.full(size, found.error(model, precision))
     if not feasible.all():
         for values in whole.values():
             values[~feasible] = 0
@@ -201,7 +206,8 @@ def _static(chip: Platform, found: Space, places: Places) -> tuple[Any, Any, dic
     """(leakage in W, area in mm2 or NaN, column -> (taken, there is) of FPGAs) of points, as their platforms say it."""
     if chip.kind == "systolic":
         leaks = [f"{name}.leakage_w" for name in ("input_buffer", "weight_buffer", "accumulator", "vector.buffer")]
-        return _shared(found, places, ["static_w", *leaks], systolic.idle_w), _areas(found, places), {}
+        leaks = ["static_w", *leaks] if found.energies == "stated" else [*systolic.ENERGIES_READ]
+        return _shared(found, places, leaks, systolic.idle_w), _areas(found, places), {}
     if chip.kind == "fpga":
         taken = _shared(found, places, _SIZES, _resources)
         there = _shared(found, places, ["device"], lambda view: [view["device"][n.lower()] for n in DEVICE])
@@ -283,7 +289,7 @@ def sweep(graph: Graph, chip: Platform, over: Mapping[str, Any]) -> pd.DataFrame
             raise SpecError(f"over.{axis}", over[axis], "an axis of the platform: the graph has its own model and size")
     found = Space(
         platform=chip.name, base=base, model=graph.name, head="", seq=1, batch=1,
-        precision="", mapping="best", axes=axes_of(over, base, chip.name, "over"), limits=(),
+        precision="", mapping="best", energies="stated", axes=axes_of(over, base, chip.name, "over"), limits=(),
     )  # fmt: skip
     _GRAPHS[graph.name, "", 1, 1] = graph
     try:
@@ -306,7 +312,7 @@ class Summary:
     """Of the kept points."""
 
 
-OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp")
+OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp", "error")
 
 
 def run(
