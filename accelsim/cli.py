@@ -416,15 +416,19 @@ def sweep_space(
     for name, row in best.items():
         knobs = ", ".join(f"{path} {row[path]}" for path in found.columns)
         print(f"least {name}: {row['value']:.6g} at point {row['point']}: {knobs}")
+    _say_energies(found)
     print(f"rows in {out / 'chunks'}: pandas.read_parquet({str(out / 'chunks')!r})")
 
 
 def _say_size(found: Space) -> None:
     print(f"{found.points:,} points: " + ", ".join(f"{a.path} {len(a.values)}" for a in found.free), file=sys.stderr)
+
+
+def _say_energies(found: Space) -> None:
     if found.followed and found.energies == "stated":
         print(
             f"energies are those {found.platform} states, whatever {', '.join(found.followed)}; to let them follow: "
-            "energies: technology", file=sys.stderr,
+            "energies: technology",
         )  # fmt: skip
 
 
@@ -522,6 +526,7 @@ def search(
     for name, row in named.items():
         values = ", ".join(f"{n} {row[n]:.4g}" for n in plan.objectives)
         print(f"{name}: {values} at point {row['point']}: {', '.join(f'{p} {row[p]}' for p in found.columns)}")
+    _say_energies(found)
     print(f"accelsim front {out} shows it all; accelsim report {out} --html report.html draws it")
 
 
