@@ -28,14 +28,12 @@ from accelsim.report import block_of, check_output
 from accelsim.simulate import simulate
 from accelsim.space import MODEL_AXES, Space
 from accelsim.study import Study
-from accelsim.sweep import keep
-from accelsim.trace import trace
+from accelsim.sweep import graph_of, keep
+from accelsim.transforms.prune import PARTS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-    from accelsim.graph import Graph
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN, SAMPLE, DETAILED, SEED = 3000, 5000, 100, 0
@@ -178,7 +176,8 @@ def page_data(found: Kept, with_breakdown: bool = True) -> dict[str, Any]:
         "title": f"{_said(space, 'model')} on {space.platform}",
         "about": {
             "model": space.model, "head": space.head, "seq": space.seq, "batch": space.batch,
-            "precision": space.precision, "mapping": space.mapping, "platform": space.platform,
+            "precision": space.precision, **{part: getattr(space, part) for part in PARTS},
+            "mapping": space.mapping, "platform": space.platform,
             "preset": _preset(space), "limits": [str(limit) for limit in space.limits],
         },
         "counts": {
@@ -289,11 +288,10 @@ def _preset(space: Space) -> str:
 def _breakdown(found: Kept, where: Mapping[int, int]) -> dict[str, Any]:
     """Time and energy by group of ops of `detailed` points, from `simulate` on each point's own platform."""
     points = found.table["point"].to_numpy()
-    graphs: dict[tuple[Any, ...], Graph] = {}
     sums: dict[int, dict[str, tuple[float, float]]] = {}
     for row in detailed(found):
         if int(row) in where:
-            sums[where[int(row)]] = group_sums(found.study.space, int(points[row]), graphs)
+            sums[where[int(row)]] = group_sums(found.study.space, int(points[row]))
     heaviest: dict[str, float] = {}
     for groups in sums.values():
         for name, (time_s, _) in groups.items():
@@ -305,20 +303,11 @@ def _breakdown(found: Kept, where: Mapping[int, int]) -> dict[str, Any]:
     }
 
 
-def group_sums(
-    space: Space, point: int, graphs: dict[tuple[Any, ...], Graph] | None = None
-) -> dict[str, tuple[float, float]]:
-    """Group of ops -> (s, J) of a point; they add up to its time and energy. Ops that cost nothing are left out.
-
-    graphs: those traced so far, to be used again.
-    """
-    known = {} if graphs is None else graphs
-    own = {**{name: getattr(space, name) for name in MODEL_AXES}, **space.values(point)}
-    key = str(own["model"]), space.head, int(own["seq"]), int(own["batch"])
-    if key not in known:
-        known[key] = trace(key[0], head=key[1], seq=key[2], batch=key[3])
-    precision = str(own["precision"]) or None
-    report = simulate(known[key], space.chip(point), precision=precision, mapping=space.mapping)
+def group_sums(space: Space, point: int) -> dict[str, tuple[float, float]]:
+    """Group of ops -> (s, J) of a point; they add up to its time and energy. Ops that cost nothing are left out."""
+    own = space.values(point)
+    precision = str(own.get("precision", space.precision)) or None
+    report = simulate(graph_of(space, own), space.chip(point), precision=precision, mapping=space.mapping)
     columns = report.columns
     sums: dict[str, tuple[float, float]] = {}
     for i in range(len(columns["op"])):
@@ -388,7 +377,8 @@ def figures(found: Kept) -> dict[str, Figure]:
     values = np.stack([np.frombuffer(base64.b64decode(m["values"]), "<f8") / m["scale"] for m in axes], axis=1)
     labels = [f"{m['label']} ({m['unit']})" if m["unit"] else m["label"] for m in axes]
     rest = counts["kept"] - counts["front"]
-    sizes = [f"{name} {_said(space, name)}" for name in ("seq", "batch") if name not in space.columns]
+    fixed = [n for n in ("seq", "batch", *PARTS) if n not in space.columns and getattr(space, n) is not None]
+    sizes = [f"{name} {_said(space, name)}" for name in fixed]
     parts = (
         f"{', '.join([_said(space, 'model'), *sizes])}, on {space.platform} with {len(space.free)} free knobs: "
         f"{counts['points']:,} points, {counts['kept']:,} within the limits, "

@@ -17,6 +17,7 @@
 energies and leakage of a systolic platform follow its node and sizes; else they stay what the platform states.
 `error_of: {task: movie-reviews}` adds a column `error`, measured of each point's model and precision (`accuracy`);
 `error_of: {task: movie-reviews, model: minilm-l6}` takes that model's in place of one that was not measured.
+`layers`, `heads` and `ffn`, axes or settings as `seq` is, are what is kept of the model (`transforms.prune`); absent: all.
 
 Axes are put in the order model, array, capacities of its buffers, everything else, and the last one varies fastest:
 neighbours share work. A point is a number from 0 to `points` - 1: a space is never held in memory.
@@ -31,7 +32,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ from accelsim.files import read_description
 from accelsim.jit import record
 from accelsim.mapping import RULES
 from accelsim.platforms import Platform, describe, from_mapping, platform, systolic
+from accelsim.trace import trace
+from accelsim.transforms.prune import PARTS, check_part, size_of
 
-MODEL_AXES = ("model", "seq", "batch", "precision")
+MODEL_AXES = ("model", "seq", "batch", "precision", *PARTS)
 FIELDS = (
     "platform",
     "model",
@@ -52,6 +55,7 @@ FIELDS = (
     "seq",
     "batch",
     "precision",
+    *PARTS,
     "mapping",
     "energies",
     "error_of",
@@ -120,6 +124,10 @@ class Space:
     limits: tuple[Limit, ...]
     error_of: tuple[str, str] = ("", "")
     """(task, model) whose measured error the points have; no model: each point's own. No task: no error."""
+    layers: int | None = None
+    """Encoder layers that are kept, as `prune` keeps them; None: all. So with `heads` and `ffn`."""
+    heads: int | None = None
+    ffn: int | None = None
 
     @property
     def free(self) -> tuple[Axis, ...]:
@@ -147,6 +155,7 @@ class Space:
             "seq": self.seq,
             "batch": self.batch,
             "precision": self.precision,
+            **{part: n for part in PARTS if (n := getattr(self, part)) is not None},
             "mapping": self.mapping,
             "energies": self.energies,
             "axes": {a.path: links.get(a.path, list(a.values)) for a in self.axes},
@@ -309,6 +318,7 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
         axes=_ordered(axes, base["kind"]),
         limits=tuple(_limit(entry, f"{text}: limits") for entry in data.get("limits") or ()),
         error_of=_error_of(data.get("error_of"), text),
+        **{part: _whole(data[part], f"{text}: {part}") for part in PARTS if data.get(part) is not None},
     )
     if found.mapping not in RULES:
         raise SpecError.unknown(f"{text}: mapping", found.mapping, RULES)
@@ -316,8 +326,9 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
         raise SpecError.unknown(f"{text}: energies", found.energies, ENERGIES)
     if found.energies == "technology":
         _check_energies(found, text)
+    _check_parts(found, text)
     if found.error_of[0]:
-        _check_error(found)
+        _check_error(found, text)
     elif any(limit.field == "error" for limit in found.limits):
         raise SpecError(f"{text}: limits", "a limit of error", "error_of: {task: TASK}, or it is not known")
     _check_limits(found.limits, text)
@@ -335,8 +346,29 @@ def _error_of(given: Any, text: str) -> tuple[str, str]:
     return str(given["task"]), str(given.get("model") or "")
 
 
-def _check_error(found: Space) -> None:
+def _check_parts(found: Space, text: str) -> None:
+    """Raise SpecError unless every model of the space has the layers, heads and neurons that are to be kept."""
+    models = found.axis("model").values if "model" in found.columns else (found.model,)
+    for part in PARTS:
+        if part in found.columns:
+            kept, where = found.axis(part).values, f"{text}: axes.{part}"
+        else:
+            kept, where = tuple(n for n in [getattr(found, part)] if n is not None), f"{text}: {part}"
+        if kept:
+            smallest = min(
+                (trace(str(name), seq=1, head=found.head) for name in models), key=partial(size_of, part=part)
+            )
+            for count in kept:
+                check_part(part, count, smallest, where)
+
+
+def _check_error(found: Space, text: str) -> None:
     """Raise SpecError unless the error of every model and precision of the space was measured."""
+    for part in PARTS:
+        if part in found.columns or getattr(found, part) is not None:
+            raise SpecError(
+                f"{text}: error_of", f"of models with fewer {part}", f"no {part}: errors are of whole models"
+            )
     own = {name: [getattr(found, name)] for name in ("model", "precision")}
     own |= {a.path: list(a.values) for a in found.axes if a.path in own}
     for model in own["model"]:
@@ -445,7 +477,7 @@ def _check_values(axis: Axis, base: Mapping[str, Any], source: str, where: str) 
     """Raise SpecError for a value that the platform or a model cannot have, or that comes twice."""
     if not axis.follows and len(set(map(str, axis.values))) < len(axis.values):
         raise SpecError(where, list(axis.values)[:8], "each value once")
-    if axis.path in ("seq", "batch"):
+    if axis.path in ("seq", "batch", *PARTS):
         for value in axis.values:
             _whole(value, where)
     elif axis.path not in MODEL_AXES:

@@ -26,6 +26,7 @@ from accelsim.space import CAPACITIES, MODEL_AXES, Places, Space, axes_of
 from accelsim.study import Best, chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
+from accelsim.transforms.prune import PARTS, prune
 from accelsim.work import Arithmetic, work_array
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
     """
     chip = found.platform_at({path: int(at[0]) for path, at in places.items()})
     size = len(places[found.axes[0].path])
-    graph = at_precision(_graph(found, own), chip, str(own.get("precision", found.precision)) or None)
+    graph = at_precision(graph_of(found, own), chip, str(own.get("precision", found.precision)) or None)
     _, unique, which = graph_rows(graph)
     counts, works = np.bincount(which, minlength=len(unique)), work_array(unique)
     units = np.array([chip.unit(work) for work in unique])
@@ -187,18 +188,16 @@ def _shared(found: Space, places: Places, fields: Sequence[str], value: Callable
     return values[..., place]
 
 
-_GRAPHS: dict[tuple[str, str, int, int], Graph] = {}
+_GRAPHS: dict[tuple[str, str, int, int, int | None, int | None, int | None], Graph] = {}
 
 
-def _graph(found: Space, own: Mapping[str, Any]) -> Graph:
-    key = (
-        str(own.get("model", found.model)),
-        found.head,
-        int(own.get("seq", found.seq)),
-        int(own.get("batch", found.batch)),
-    )
+def graph_of(found: Space, own: Mapping[str, Any]) -> Graph:
+    """The graph of points whose model axes have the values `own`, in float32: traced, then pruned. Kept for next time."""
+    model, seq, batch, *kept = (own.get(name, getattr(found, name)) for name in ("model", "seq", "batch", *PARTS))
+    layers, heads, ffn = kept
+    key = str(model), found.head, int(seq), int(batch), layers, heads, ffn
     if key not in _GRAPHS:
-        _GRAPHS[key] = trace(key[0], head=key[1], seq=key[2], batch=key[3])
+        _GRAPHS[key] = prune(trace(key[0], head=key[1], seq=key[2], batch=key[3]), layers, heads, ffn)
     return _GRAPHS[key]
 
 
@@ -284,18 +283,19 @@ def sweep(graph: Graph, chip: Platform, over: Mapping[str, Any]) -> pd.DataFrame
     import pandas as pd
 
     base = describe(chip)
-    for axis in MODEL_AXES[:3]:
-        if axis in over:
+    for axis in MODEL_AXES:
+        if axis in over and axis != "precision":
             raise SpecError(f"over.{axis}", over[axis], "an axis of the platform: the graph has its own model and size")
     found = Space(
         platform=chip.name, base=base, model=graph.name, head="", seq=1, batch=1,
         precision="", mapping="best", energies="stated", axes=axes_of(over, base, chip.name, "over"), limits=(),
     )  # fmt: skip
-    _GRAPHS[graph.name, "", 1, 1] = graph
+    key = graph.name, "", 1, 1, None, None, None
+    _GRAPHS[key] = graph
     try:
         return pd.DataFrame(evaluate(found, np.arange(found.points)))
     finally:
-        del _GRAPHS[graph.name, "", 1, 1]
+        del _GRAPHS[key]
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------
