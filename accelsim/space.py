@@ -17,7 +17,7 @@
 energies and leakage of a systolic platform follow its node and sizes; else they stay what the platform states.
 `error_of: {task: movie-reviews}` adds a column `error`, measured of each point's model and precision (`accuracy`);
 `error_of: {task: movie-reviews, model: minilm-l6}` takes that model's in place of one that was not measured.
-`layers`, `heads` and `ffn`, axes or settings as `seq` is, are what is kept of the model (`transforms.prune`); absent: all.
+`layers`, `heads` and `ffn`, axes or settings as `seq` is, are what is kept of the model (`transforms.prune`).
 
 Axes are put in the order model, array, capacities of its buffers, everything else, and the last one varies fastest:
 neighbours share work. A point is a number from 0 to `points` - 1: a space is never held in memory.
@@ -364,6 +364,9 @@ def _check_parts(found: Space, text: str) -> None:
 
 def _check_error(found: Space, text: str) -> None:
     """Raise SpecError unless the error of every model and precision of the space was measured."""
+    for part in PARTS:
+        if getattr(found, part) is not None or part in found.columns:
+            raise SpecError(f"error_of: {part}", "pruned models", "whole ones: no other was measured")
     for part in PARTS:
         if part in found.columns or getattr(found, part) is not None:
             raise SpecError(

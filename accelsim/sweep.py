@@ -192,7 +192,7 @@ _GRAPHS: dict[tuple[str, str, int, int, int | None, int | None, int | None], Gra
 
 
 def graph_of(found: Space, own: Mapping[str, Any]) -> Graph:
-    """The graph of points whose model axes have the values `own`, in float32: traced, then pruned. Kept for next time."""
+    """The graph of points whose model axes have the values `own`, in float32: traced, then pruned. Remembered."""
     model, seq, batch, *kept = (own.get(name, getattr(found, name)) for name in ("model", "seq", "batch", *PARTS))
     layers, heads, ffn = kept
     key = str(model), found.head, int(seq), int(batch), layers, heads, ffn

@@ -275,6 +275,10 @@ BAD = {
     "error of another task": (
         {"platform": "a100", "error_of": {"task": "tweet"}, "axes": {"precision": ["fp32"]}}, "nearest: tweets"
     ),
+    "error of a pruned model": (
+        {"platform": "fqbert-zcu102", "model": "minilm-l6", "precision": "fq-bert", "error_of": {"task": "tweets"},
+         "axes": {"layers": [3, 6]}}, "whole ones",
+    ),
     "field of error": (
         {"platform": "a100", "error_of": {"task": "tweets", "modl": "x"}, "axes": {"batch": [1]}}, "model"
     ),
