@@ -16,7 +16,7 @@ from accelsim.graph import Graph, Op, Role, Tensor
 from accelsim.trace import shipped_names, trace
 from accelsim.transforms import prune as module
 from accelsim.transforms.prune import PARTS, prune, size_of
-from tests.encoders import BATCH, TINY, arrays, error, tiny, traced
+from tests.encoders import TINY, arrays, error, tiny, traced
 
 FAMILIES = sorted(TINY)
 NAMES = {"layers": "num_hidden_layers", "ffn": "intermediate_size"}
@@ -238,7 +238,7 @@ def test_an_op_that_is_not_understood_is_named() -> None:
     total = Tensor("sum", (shape[0], *shape[2:]), graph.tensors[softmax.output].dtype)
     with pytest.raises(SpecError, match="heads of BertModel: s: got 'sum'"):
         prune(edited(graph, softmax.name, softmax, summed, total=total), heads=1)
-    with pytest.raises(SpecError, match="heads of BertModel: got 'output .*softmax', want none that leave"):
+    with pytest.raises(SpecError, match=r"heads of BertModel: got 'output .*softmax', want none that leave"):
         prune(replace(graph, outputs=(*graph.outputs, softmax.output)), heads=1)
 
 
@@ -269,10 +269,9 @@ def test_layers_that_differ_or_are_read_from_outside_are_refused() -> None:
     with pytest.raises(SpecError, match="layer 0 and the last one differ"):
         prune(edited(graph, gelu.name, tanh), layers=1)
     middle = layered(graph, "gelu", 1).output
-    with pytest.raises(SpecError, match="the output reads .*layer.1.*, want readers of the last layer only"):
+    with pytest.raises(SpecError, match=r"the output reads .*layer\.1.*, want readers of the last layer only"):
         prune(replace(graph, outputs=(*graph.outputs, middle)), layers=1)
     assert middle in prune(replace(graph, outputs=(*graph.outputs, middle)), layers=2).outputs
-    assert BATCH == graph.tensors[middle].shape[0]
 
 
 def test_layers_of_different_sizes_are_refused() -> None:
