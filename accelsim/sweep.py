@@ -38,7 +38,7 @@ REAL = ("time_s", "energy_j", "power_w", "fps_per_w", "utilization", "area_mm2")
 DEVICE = {"DSP": "dsp", "BRAM18K": "bram18k", "URAM": "uram", "LUT": "lut", "FF": "ff"}
 """Resource -> column, of platforms of kind fpga."""
 GRAPHS = 128
-"""Graphs that a process keeps, some MB each: models, sizes and ways to prune them."""
+"""Graphs that a process keeps, about 1 MB each for bert-base: models, sizes and ways to prune them."""
 
 
 # --- pricing ----------------------------------------------------------------------------------------------------------
