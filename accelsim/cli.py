@@ -133,10 +133,14 @@ def simulate(
         Path | None, typer.Option("--trace", help="write a timeline for Perfetto or chrome://tracing (.json)")
     ] = None,
     retrace: Retrace = False,
+    layers: Annotated[int | None, typer.Option("--layers", help="keep the first encoder layers; default: all")] = None,
+    heads: Annotated[int | None, typer.Option("--heads", help="attention heads kept in each layer")] = None,
+    ffn: Annotated[int | None, typer.Option("--ffn", help="intermediate neurons kept in each layer")] = None,
 ) -> None:
     """Map every operator of a model onto a platform; report cycles, time, bytes, energy and utilization."""
     from accelsim.report import LABELS, check_output
     from accelsim.simulate import simulate as run
+    from accelsim.transforms.prune import prune
 
     if by not in LABELS:
         raise SpecError.unknown("--by", by, LABELS)
@@ -149,7 +153,7 @@ def simulate(
         if target is not None:
             check_output(target, dict.fromkeys(suffixes))
     chip = load_platform(platform, settings)
-    graph = load_graph(model, seq, batch, head, retrace)
+    graph = prune(load_graph(model, seq, batch, head, retrace), layers, heads, ffn)
     report = run(graph, chip, detail=detail.value, precision=precision)
     written = _write(report, out, figure, roofline, trace)
     if as_json:
@@ -211,10 +215,13 @@ def _print_report(report: Report, graph: Graph, by: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from accelsim.transforms.prune import PARTS
+
     total = report.total
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    cut = "".join(f"{part} {graph.meta[part]}, " for part in PARTS if part in graph.meta)
     console.print(
-        f"{report.model} on {report.platform}: seq {report.seq}, batch {report.batch}, {report.precision}, "
+        f"{report.model} on {report.platform}: seq {report.seq}, batch {report.batch}, {cut}{report.precision}, "
         f"{report.detail}; graph: {graph.meta.get('source', 'file')}",
         soft_wrap=True,
     )

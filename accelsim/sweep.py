@@ -37,6 +37,8 @@ WHOLE = ("cycles", "compute_cycles", "macs", "sram_bytes", "dram_bytes")
 REAL = ("time_s", "energy_j", "power_w", "fps_per_w", "utilization", "area_mm2")
 DEVICE = {"DSP": "dsp", "BRAM18K": "bram18k", "URAM": "uram", "LUT": "lut", "FF": "ff"}
 """Resource -> column, of platforms of kind fpga."""
+GRAPHS = 128
+"""Graphs that a process keeps, about 1 MB each for bert-base: models, sizes and ways to prune them."""
 
 
 # --- pricing ----------------------------------------------------------------------------------------------------------
@@ -192,11 +194,13 @@ _GRAPHS: dict[tuple[str, str, int, int, int | None, int | None, int | None], Gra
 
 
 def graph_of(found: Space, own: Mapping[str, Any]) -> Graph:
-    """The graph of points whose model axes have the values `own`, in float32: traced, then pruned. Remembered."""
+    """The float32 graph of points whose model axes have the values `own`: traced, then pruned. A few stay."""
     model, seq, batch, *kept = (own.get(name, getattr(found, name)) for name in ("model", "seq", "batch", *PARTS))
     layers, heads, ffn = kept
     key = str(model), found.head, int(seq), int(batch), layers, heads, ffn
     if key not in _GRAPHS:
+        if len(_GRAPHS) >= GRAPHS:
+            del _GRAPHS[next(iter(_GRAPHS))]
         _GRAPHS[key] = prune(trace(key[0], head=key[1], seq=key[2], batch=key[3]), layers, heads, ffn)
     return _GRAPHS[key]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import accelsim
 from accelsim import cli
 
 ON = ["--platform", "systolic-32x32"]
@@ -363,3 +364,15 @@ def test_install_is_light_and_ignores_a_models_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert math.isfinite(json.loads(done.stdout)["total"]["time_s"])
+
+
+def test_a_pruned_model_is_priced_and_named(capsys):
+    code, out, _ = run(capsys, "simulate", "bert-mini", "--layers", 2, "--heads", 3, "--ffn", 100, "--json")
+    graph = accelsim.prune(accelsim.trace("bert-mini"), layers=2, heads=3, ffn=100)
+    report = accelsim.simulate(graph, accelsim.platform("systolic-32x32"))
+    assert (code, json.loads(out)) == (0, json.loads(json.dumps(report.to_json())))
+    code, out, _ = run(capsys, "simulate", "bert-mini", "--layers", 2, "--ffn", 1024)
+    assert (code, "batch 1, layers 2, int8" in out) == (0, True)
+    code, out, err = run(capsys, "simulate", "bert-mini", "--heads", 5)
+    assert (code, out) == (2, "")
+    assert err == "accelsim: heads: got 5, want an integer from 1 to 4, which bert-mini has\n"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -472,6 +473,38 @@ def test_the_command_beside_a_point_gives_its_numbers(shown: Page) -> None:
     total = json.loads(done.stdout)["total"]
     assert total["time_s"] == float(shown.fact("totals", "time"))
     assert total["energy_j"] == pytest.approx(float(shown.fact("totals", "energy")), rel=1e-9)
+
+
+@pytest.mark.parametrize("mapping", ["best", "largest"])
+def test_the_command_of_a_pruned_model_gives_its_numbers(chromium: Any, tmp_path: Path, mapping: str) -> None:
+    description = {
+        "platform": "systolic-32x32", "model": "bert-mini", "seq": 16, "layers": 2, "mapping": mapping,
+        "axes": {"heads": [1, 3], "ffn": [100, 1024], "rows": [8, 32]},
+    }  # fmt: skip
+    folder = folder_of(description, tmp_path / "study")
+    shown = Page(chromium, page.save_page(page.kept(read_study(folder)), tmp_path / "r.html"), folder)
+    assert "seq 16, batch 1, head none, layers 2, " in shown.the("#about").text
+    own, text = shown.study.space.values(shown.chosen), str(shown.the("#command").get_property("value"))
+    assert f"layers 2, heads {own['heads']}, ffn {own['ffn']}" in shown.yaml()
+    kept = {"layers": 2, "heads": own["heads"], "ffn": own["ffn"]}
+    report = accelsim.simulate(
+        accelsim.prune(accelsim.trace("bert-mini", seq=16), **kept),
+        shown.study.space.chip(shown.chosen),
+        mapping=mapping,
+    )
+    assert float(shown.fact("totals", "time")) == report.total.time_s
+    total = np.sum(list(page.group_sums(shown.study.space, shown.chosen).values()), axis=0)
+    assert total == pytest.approx([report.total.time_s, report.total.energy_j], rel=1e-9)
+    if mapping == "best":
+        done = command(*text.split()[1:], "--json")
+        assert json.loads(done.stdout)["total"]["time_s"] == report.total.time_s, done.stderr
+    else:
+        assert f"layers=2, heads={own['heads']}, ffn={own['ffn']})" in text
+        (tmp_path / f"point-{shown.chosen}.yaml").write_text(shown.yaml())
+        code = shlex.split(text)[2].replace('print(r.breakdown("operator"))', "print(repr(r.total.time_s))")
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert float(done.stdout) == report.total.time_s, done.stderr
+    assert shown.errors() == []
 
 
 def test_brushing_an_axis_filters_every_view(shown: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from accelsim.simulate import simulate
 from accelsim.space import RESULTS, space
 from accelsim.sweep import REAL, WHOLE, evaluate, keep, run, sweep
 from accelsim.trace import trace
+from accelsim.transforms.prune import PARTS, prune
 from tests.test_cli import run as cli
 
 SPACES = {
@@ -55,6 +57,12 @@ SPACES = {
         "platform": "a100", "model": "bert-mini",
         "axes": {"batch": [1, 8], "precision": ["fp16", "int8", "fp32"], "compute_units": {"range": [27, 108, 27]}},
     },
+    "pruned": {
+        "platform": "systolic-32x32", "model": "bert-mini", "seq": 4, "batch": 4, "layers": 3,
+        "axes": {
+            "heads": [1, 3, 4], "ffn": {"powers_of_two": [64, 1024]}, "rows": [8, 32], "precision": ["int8", "fq-bert"],
+        },
+    },
 }  # fmt: skip
 FOUND = {kind: space(source) for kind, source in SPACES.items()}
 
@@ -64,6 +72,7 @@ def simulated(kind: str, point: int):
     found = FOUND[kind]
     own = found.values(point)
     graph = trace(found.model, seq=own.get("seq", found.seq), batch=own.get("batch", found.batch))
+    graph = prune(graph, *(own.get(part, getattr(found, part)) for part in PARTS))
     try:
         return simulate(graph, found.chip(point), precision=own.get("precision")).total
     except Infeasible:
@@ -160,8 +169,9 @@ def test_the_python_call_gives_a_table():
     assert list(table["rows"]) == [8, 8, 16, 16]
     chip = accelsim.platform("systolic-32x32", {"rows": 16, "dram.bytes_per_cycle": 64})
     assert table["time_s"][3] == simulate(graph, chip).total.time_s
-    with pytest.raises(SpecError, match="an axis of the platform"):
-        sweep(graph, accelsim.platform("systolic-32x32"), over={"seq": [8]})
+    for axis in ("seq", "heads"):
+        with pytest.raises(SpecError, match="an axis of the platform"):
+            sweep(graph, accelsim.platform("systolic-32x32"), over={axis: [2]})
 
 
 def test_limits_keep_what_is_within():
@@ -246,6 +256,43 @@ def test_the_digest_changes_with_every_value():
     assert space(SPACES["roofline"]).digest == base
 
 
+def test_what_is_kept_of_a_model_is_an_axis_or_a_setting():
+    """And is part of what a point is only if it is said."""
+    found = FOUND["pruned"]
+    assert found.description["layers"] == 3
+    assert not {*PARTS} & FOUND["systolic"].description.keys()
+    assert space(found.description).digest == found.digest
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert space({**SPACES["pruned"], "layers": 2}).digest != found.digest
+    as_axis = {**SPACES["pruned"], "axes": {"layers": [3, 4], **SPACES["pruned"]["axes"]}}
+    del as_axis["layers"]
+    both = space(as_axis)
+    assert both.free[0].path == "layers"
+    points = np.arange(both.points)
+    columns, mine = evaluate(both, points), evaluate(found, points[: found.points])
+    half = columns["layers"] == 3
+    for name in (*WHOLE, *REAL):
+        np.testing.assert_array_equal(columns[name][half], mine[name])
+    assert (columns["macs"][~half] > columns["macs"][half]).all()
+
+
+def test_the_smallest_model_says_what_can_be_kept():
+    source = {"platform": "a100", "axes": {"model": ["bert-base", "bert-tiny", "bert-mini"], "heads": [1, 2]}}
+    space(source)
+    source["axes"]["heads"] = {"range": [1, 3, 1]}
+    with pytest.raises(SpecError, match=r"space: axes.heads: got 3, want an integer from 1 to 2, which bert-tiny has"):
+        space(source)
+
+
+def test_a_process_keeps_few_graphs(monkeypatch):
+    module = sys.modules[evaluate.__module__]
+    monkeypatch.setattr(module, "GRAPHS", 2)
+    monkeypatch.setattr(module, "_GRAPHS", {})
+    found = FOUND["pruned"]
+    evaluate(found, np.arange(found.points))
+    assert len(module._GRAPHS) == 2
+
+
 BAD = {
     "no axes": ({"platform": "a100"}, "nothing to explore"),
     "empty axes": ({"platform": "a100", "axes": {}}, "nothing to explore"),
@@ -277,7 +324,7 @@ BAD = {
     ),
     "error of a pruned model": (
         {"platform": "fqbert-zcu102", "model": "minilm-l6", "precision": "fq-bert", "error_of": {"task": "tweets"},
-         "axes": {"layers": [3, 6]}}, "whole ones",
+         "axes": {"layers": [3, 6]}}, "whole models",
     ),
     "field of error": (
         {"platform": "a100", "error_of": {"task": "tweets", "modl": "x"}, "axes": {"batch": [1]}}, "model"
@@ -301,6 +348,21 @@ BAD = {
     ),
     "form": ({"platform": "systolic-32x32", "axes": {"rows": {"frm": 1}}}, "same_as"),
     "link to nothing": ({"platform": "systolic-32x32", "axes": {"cols": {"same_as": "row"}}}, "row"),
+    "no layers": ({"platform": "a100", "axes": {"layers": [0]}}, "axes.layers: got 0, want an integer >= 1"),
+    "half a head": ({"platform": "a100", "heads": 1.5, "axes": {"batch": [1]}}, "space: heads: got 1.5"),
+    "more layers than there are": (
+        {"platform": "a100", "axes": {"layers": [6, 13]}}, "axes.layers: got 13, .* from 1 to 12, which bert-base has"
+    ),
+    "more neurons than there are": (
+        {"platform": "a100", "model": "minilm-l6", "ffn": 3072, "axes": {"batch": [1]}}, "ffn: got 3072, .* 1 to 1536"
+    ),
+    "layers of an unknown model": (
+        {"platform": "a100", "model": "bert-bas", "layers": 1, "axes": {"batch": [1]}}, "nearest: bert-base"
+    ),
+    "error of a model pruned by a setting": (
+        {"platform": "fqbert-zcu102", "model": "minilm-l6", "error_of": {"task": "tweets"}, "layers": 3,
+         "axes": {"precision": ["fq-bert"]}}, "errors were measured of whole models",
+    ),
     "seq 0": ({"platform": "a100", "axes": {"seq": [0]}}, ">= 1"),
     "too many points": (
         {"platform": "systolic-32x32", "axes": {

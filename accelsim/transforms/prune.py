@@ -106,9 +106,7 @@ def _first_layers(graph: Graph, keep: int) -> Graph:
     readers = {name: op.name for op in kept for name in op.inputs} | dict.fromkeys(graph.outputs, "the output")
     for name, reader in readers.items():
         if name in dropped and name not in instead:
-            raise SpecError(
-                f"layers of {graph.name}", f"{reader} reads {name}", "only the last layer read from outside"
-            )
+            raise SpecError(f"layers of {graph.name}", f"{reader} reads {name}", "readers of the last layer only")
     outputs = tuple(instead.get(name, name) for name in graph.outputs)
     needed, wanted = [], set(outputs)
     for op in reversed(kept):
@@ -237,8 +235,34 @@ def _neurons(graph: Graph) -> _Made:
 
 
 def _not_understood(graph: Graph, op: Op, part: str) -> SpecError:
-    return SpecError(
-        f"{part} of {graph.name}: {op.name}", op.operator, f"an operator through which {part} are followed"
+    return SpecError(f"{part} of {graph.name}: {op.name}", op.operator, f"an op through which {part} can be followed")
+
+
+def _without_idle_copies(graph: Graph, cut: set[str]) -> Graph:
+    """The graph without the copies into order that PyTorch no longer makes: of one head every order is in order.
+
+    cut: the tensors that have a dimension of one now.
+    """
+    producers = {op.output: op for op in graph.ops}
+    instead: dict[str, str] = {}
+    for op in graph.ops:
+        if not isinstance(op, ops.Clone) or op.inputs[0] not in cut or op.output in graph.outputs:
+            continue
+        before = producers.get(op.inputs[0])
+        if isinstance(before, ops.Transpose | ops.Permute):
+            shape = graph.tensors[before.inputs[0]].shape
+            moved = before.viewed(tuple(range(len(shape)))) if isinstance(before, ops.Transpose) else before.dims
+            order = [dim for dim in moved if shape[dim] > 1]
+            if order == sorted(order):
+                instead[op.output] = op.inputs[0]
+    return replace(
+        graph,
+        tensors={name: t for name, t in graph.tensors.items() if name not in instead},
+        ops=tuple(
+            replace(op, inputs=tuple(instead.get(name, name) for name in op.inputs))
+            for op in graph.ops
+            if op.output not in instead
+        ),
     )
 
 
@@ -271,7 +295,8 @@ class _Narrowing:
             replace(op, size=tensors[op.output].shape) if isinstance(op, ops.View | ops.Expand) else op
             for op in self.graph.ops
         )
-        return replace(self.graph, tensors=tensors, ops=tuple(resized))
+        made = replace(self.graph, tensors=tensors, ops=tuple(resized))
+        return _without_idle_copies(made, set(self.places)) if self.keep == 1 else made
 
     def _refused(self, op: Op) -> SpecError:
         return _not_understood(self.graph, op, self.made.part)
