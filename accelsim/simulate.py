@@ -130,17 +130,24 @@ def energy_of(mac_pj: Any, vector_pj: Any, sram_pj: Any, dram_pj: Any, leakage_j
 
 
 def _row_dependencies(graph: Graph, lengths: np.ndarray) -> list[list[int]]:
-    """For each row the rows with steps that must finish before it, looking through free ops."""
+    """For each row the rows with steps that must finish before it, looking through free ops.
+
+    What an op of a kernel makes is there when the kernel's row ends.
+    """
     after: list[list[int]] = []
     ends: dict[str, list[int]] = {}
+    made: dict[str, list[str]] = {}
     row = 0
     for op, works in graph.works:
-        waits = sorted({r for name in op.inputs for r in ends.get(name, ())})
+        waits = sorted({r for name in (*op.inputs, *made.get(op.kernel, ())) for r in ends.get(name, ())})
         for _ in works:
             after.append(waits)
             waits = [row] if lengths[row] > 0 else waits
             row += 1
         ends[op.output] = waits
+        if op.kernel:
+            made.setdefault(op.kernel, []).append(op.output)
+            ends.update(dict.fromkeys(made[op.kernel], waits))
     return after
 
 
