@@ -32,12 +32,10 @@ from accelsim.trace import (
     _value,
     versions,
 )
+from accelsim.transforms.training import GRADIENT
 
 if TYPE_CHECKING:
     import torch
-
-GRADIENT = "gradient of "
-"""A parameter's gradient is the tensor of this name and the parameter's."""
 
 
 def joint_graph(module: torch.nn.Module, name: str, head: str, seq: int, batch: int, masked: int | None) -> Graph:

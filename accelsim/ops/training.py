@@ -439,8 +439,8 @@ class Update(Op):
     """One pass of an optimizer over a group of parameters, all tensors of the group in one kernel.
 
     inputs: every tensor it reads. in_place: those of them that it also writes. output: what it writes besides, as one
-    flat tensor (an update, new weights), or the sums of a reduction. flops_per_element, exps_per_element: of each of
-    the group's `elements`.
+    flat tensor (an update, new weights), or the sums of a reduction. replaces: what the output is the new content of,
+    "" if it needs room of its own. flops_per_element, exps_per_element: of each of the group's `elements`.
     """
 
     operator: ClassVar[str] = "update"
@@ -448,6 +448,7 @@ class Update(Op):
     elements: int
     shape: tuple[int, ...]
     in_place: tuple[str, ...]
+    replaces: str
     flops_per_element: int
     exps_per_element: int
 

@@ -1,19 +1,321 @@
-"""Optimizers of a training graph."""
+"""The optimizer of a training graph, and mixed precision: pure functions Graph -> Graph.
+
+An optimizer is a list of passes over arrays of the parameters' size, each one work for a whole group of parameters.
+Three variants of each: NAME as a multi-tensor kernel does it, NAME-unfused as PyTorch does operator by operator
+(`foreach`), NAME-bound with every array read and written once, which no barrier would allow in LAMB and LARS.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from accelsim import ops
 from accelsim.errors import SpecError
-from accelsim.graph import Graph
+from accelsim.graph import DType, Graph, Op, Role, Tensor
 
-OPTIMIZERS: tuple[str, ...] = ()
+GRADIENT = "gradient of "
+"""A parameter's gradient is the tensor of this name and the parameter's."""
+
+STATES = ("exp_avg", "exp_avg_sq", "momentum")
+"""Arrays that live from one iteration to the next, in float32."""
 
 
-def find_optimizer(name: str) -> None:
-    """Raises SpecError for an unknown optimizer."""
-    raise SpecError.unknown("optimizer", name, OPTIMIZERS)
+@dataclass(frozen=True)
+class Pass:
+    """One sweep over all parameters of a group.
+
+    reads, writes: "gradient", "weight", one of `STATES`, or a name that an earlier pass wrote; each is an array of the
+    group's size. flops, exps: of each parameter. sums: nothing is written but one number for each tensor, under the
+    pass's name ("all": one number for all tensors of all groups, which everything after it waits for). needs: such
+    numbers.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+    flops: int = 0
+    exps: int = 0
+    sums: str = ""
+    needs: tuple[str, ...] = ()
+
+    @property
+    def arrays(self) -> int:
+        """Arrays read and written: what the literature calls passes."""
+        return len(self.reads) + len(self.writes)
+
+
+def passes(name: str) -> int:
+    """Arrays of the parameters' size that an optimizer reads and writes in one step.
+
+    >>> passes("lamb"), passes("lamb-bound"), passes("adam")
+    (13, 7, 7)
+    """
+    return sum(step.arrays for step in find_optimizer(name))
+
+
+# FLOPs count weight decay, bias corrections folded into the step size where PyTorch folds them, and gradient clipping
+# in LAMB. Sources: torch.optim; You et al., arXiv:1904.00962, algorithm 2 (LAMB); You et al., arXiv:1708.03888 (LARS);
+# NVIDIA apex multi_tensor_lamb.cu (the stages of the fused kernel).
+_ADAM = ("gradient", "weight", "exp_avg", "exp_avg_sq")
+_ADAM_OUT = ("exp_avg", "exp_avg_sq", "weight")
+_DENOMINATOR = (
+    Pass("sqrt", ("exp_avg_sq",), ("denominator",), exps=1),
+    Pass("bias_correction", ("denominator",), ("denominator",), 1),
+    Pass("add_eps", ("denominator",), ("denominator",), 1),
+)
+_SECOND_MOMENT = (
+    Pass("exp_avg_sq_mul", ("exp_avg_sq",), ("exp_avg_sq",), 1),
+    Pass("exp_avg_sq_addcmul", ("exp_avg_sq", "gradient"), ("exp_avg_sq",), 3),
+)
+
+OPTIMIZERS: dict[str, tuple[Pass, ...]] = {
+    "sgd": (Pass("step", ("gradient", "weight"), ("weight",), 4),),
+    "sgd-unfused": (
+        Pass("weight_decay", ("gradient", "weight"), ("gradient",), 2),
+        Pass("step", ("weight", "gradient"), ("weight",), 2),
+    ),
+    "sgd-bound": (Pass("step", ("gradient", "weight"), ("weight",), 4),),
+    "momentum": (Pass("step", ("gradient", "weight", "momentum"), ("momentum", "weight"), 6),),
+    "momentum-unfused": (
+        Pass("weight_decay", ("gradient", "weight"), ("gradient",), 2),
+        Pass("momentum_mul", ("momentum",), ("momentum",), 1),
+        Pass("momentum_add", ("momentum", "gradient"), ("momentum",), 1),
+        Pass("step", ("weight", "momentum"), ("weight",), 2),
+    ),
+    "momentum-bound": (Pass("step", ("gradient", "weight", "momentum"), ("momentum", "weight"), 6),),
+    "adam": (Pass("step", _ADAM, _ADAM_OUT, 14, 1),),
+    "adam-unfused": (
+        Pass("weight_decay", ("gradient", "weight"), ("gradient",), 2),
+        Pass("exp_avg_lerp", ("exp_avg", "gradient"), ("exp_avg",), 3),
+        *_SECOND_MOMENT,
+        *_DENOMINATOR,
+        Pass("addcdiv", ("weight", "exp_avg", "denominator"), ("weight",), 3),
+    ),
+    "adam-bound": (Pass("step", _ADAM, _ADAM_OUT, 14, 1),),
+    "adamw": (Pass("step", _ADAM, _ADAM_OUT, 13, 1),),
+    "adamw-unfused": (
+        Pass("weight_decay", ("weight",), ("weight",), 1),
+        Pass("exp_avg_lerp", ("exp_avg", "gradient"), ("exp_avg",), 3),
+        *_SECOND_MOMENT,
+        *_DENOMINATOR,
+        Pass("addcdiv", ("weight", "exp_avg", "denominator"), ("weight",), 3),
+    ),
+    "adamw-bound": (Pass("step", _ADAM, _ADAM_OUT, 13, 1),),
+    "lamb": (
+        Pass("gradient_norm", ("gradient",), flops=2, sums="all"),
+        Pass("stage1", _ADAM, ("exp_avg", "exp_avg_sq", "update"), 15, 1, needs=("gradient_norm",)),
+        Pass("weight_norm", ("weight",), flops=2, sums="each"),
+        Pass("update_norm", ("update",), flops=2, sums="each"),
+        Pass("stage2", ("weight", "update"), ("weight",), 2, needs=("weight_norm", "update_norm")),
+    ),
+    "lamb-unfused": (
+        Pass("gradient_norm", ("gradient",), flops=2, sums="all"),
+        Pass("clip", ("gradient",), ("gradient",), 1, needs=("gradient_norm",)),
+        Pass("exp_avg_mul", ("exp_avg",), ("exp_avg",), 1),
+        Pass("exp_avg_add", ("exp_avg", "gradient"), ("exp_avg",), 2),
+        *_SECOND_MOMENT,
+        *_DENOMINATOR,
+        Pass("correct", ("exp_avg",), ("update",), 1),
+        Pass("divide", ("update", "denominator"), ("update",), 1),
+        Pass("weight_decay", ("update", "weight"), ("update",), 2),
+        Pass("weight_norm", ("weight",), flops=2, sums="each"),
+        Pass("update_norm", ("update",), flops=2, sums="each"),
+        Pass("trust", ("update",), ("update",), 1, needs=("weight_norm", "update_norm")),
+        Pass("step", ("weight", "update"), ("weight",), 2),
+    ),
+    "lamb-bound": (Pass("step", _ADAM, _ADAM_OUT, 23, 1),),
+    "lars": (
+        Pass("weight_norm", ("weight",), flops=2, sums="each"),
+        Pass("gradient_norm", ("gradient",), flops=2, sums="each"),
+        Pass(
+            "step", ("gradient", "weight", "momentum"), ("momentum", "weight"), 7,
+            needs=("weight_norm", "gradient_norm"),
+        ),
+    ),
+    "lars-unfused": (
+        Pass("weight_norm", ("weight",), flops=2, sums="each"),
+        Pass("gradient_norm", ("gradient",), flops=2, sums="each"),
+        Pass("weight_decay", ("gradient", "weight"), ("gradient",), 2),
+        Pass("trust", ("gradient",), ("gradient",), 1, needs=("weight_norm", "gradient_norm")),
+        Pass("momentum_mul", ("momentum",), ("momentum",), 1),
+        Pass("momentum_add", ("momentum", "gradient"), ("momentum",), 1),
+        Pass("step", ("weight", "momentum"), ("weight",), 2),
+    ),
+    "lars-bound": (Pass("step", ("gradient", "weight", "momentum"), ("momentum", "weight"), 11),),
+}  # fmt: skip
+"""Name -> its passes, in order."""
+
+
+def find_optimizer(name: str) -> tuple[Pass, ...]:
+    """The passes of an optimizer. Raises SpecError for an unknown name, with the nearest."""
+    if name not in OPTIMIZERS:
+        raise SpecError.unknown("optimizer", name, OPTIMIZERS)
+    return OPTIMIZERS[name]
 
 
 def with_optimizer(graph: Graph, name: str) -> Graph:
-    """The graph with the passes of an optimizer."""
-    find_optimizer(name)
-    return graph
+    """The training graph with an optimizer's passes after backward, in place of those it may have had.
+
+    Two groups of parameters, as BERT is trained: matrices, which decay, and vectors (biases, layer norms), which do
+    not. Weights that are not float32 get a master copy in float32, which is what the optimizer changes; its last pass
+    writes the model's format as well. Outputs: the loss and the new weights of each group as one flat tensor.
+
+    Raises SpecError for an unknown name and for a graph without gradients.
+    """
+    steps = find_optimizer(name)
+    graph = without_optimizer(graph)
+    groups = {
+        "decay": [p for p in _trained(graph) if len(graph.tensors[p].shape) >= 2],
+        "no_decay": [p for p in _trained(graph) if len(graph.tensors[p].shape) < 2],
+    }
+    if not any(groups.values()):
+        raise SpecError("optimizer", name, "a training graph, which has gradients")
+    builders = [_Group(graph, label, names) for label, names in groups.items() if names]
+    last = max(i for i, step in enumerate(steps) if "weight" in step.writes)
+    separate = len(steps) > 1 and name.endswith("-unfused")
+    barriers: dict[str, str] = {}
+    for i, step in enumerate(steps):
+        for builder in builders:
+            builder.add(step, final=i == last and not separate, barriers=barriers)
+        barriers |= {f"{b.label}.{step.name}": b.now[step.name][0] for b in builders if step.sums == "all"}
+    for builder in builders:
+        if separate and builder.is_mixed:
+            builder.add(Pass("copy", ("weight",), ("weight",)), final=True, barriers={})
+    return replace(
+        graph,
+        tensors={**graph.tensors, **{k: t for b in builders for k, t in b.tensors.items()}},
+        ops=(*graph.ops, *sorted((op for b in builders for op in b.ops), key=lambda op: _order(steps, op))),
+        outputs=(graph.outputs[0], *(b.now["weight"][0] for b in builders)),
+        meta={**graph.meta, "optimizer": name},
+    ).check()
+
+
+def _order(steps: tuple[Pass, ...], op: Op) -> int:
+    """Passes run one after another, each over all groups."""
+    assert isinstance(op, ops.Update)
+    names = [step.name for step in steps]
+    return names.index(op.stage) if op.stage in names else len(names)
+
+
+def _trained(graph: Graph) -> list[str]:
+    return [name for name, t in graph.tensors.items() if t.role is Role.WEIGHT and GRADIENT + name in graph.tensors]
+
+
+def without_optimizer(graph: Graph) -> Graph:
+    """The training graph as it was before `with_optimizer`: its outputs are the loss and the gradients."""
+    if "optimizer" not in graph.meta:
+        return graph
+    kept = tuple(op for op in graph.ops if op.phase != "update")
+    gone = {op.output for op in graph.ops if op.phase == "update"}
+    used = {name for op in kept for name in (*op.inputs, op.output)}
+    return replace(
+        graph,
+        tensors={
+            k: t
+            for k, t in graph.tensors.items()
+            if k not in gone and (k in used or t.role in (Role.WEIGHT, Role.INPUT))
+        },
+        ops=kept,
+        outputs=(graph.outputs[0], *(GRADIENT + name for name in _trained(graph))),
+        meta={k: v for k, v in graph.meta.items() if k != "optimizer"},
+    )
+
+
+@dataclass
+class _Group:
+    """Builds the update ops of one group. now: array -> the tensors that hold it at this point."""
+
+    graph: Graph
+    label: str
+    names: list[str]
+    ops: list[Op] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    now: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.elements = sum(self.graph.tensors[n].elements for n in self.names)
+        self.dtype = self.graph.tensors[self.names[0]].dtype
+        self.is_mixed = self.dtype is not DType.FLOAT32
+        self.now["gradient"] = tuple(GRADIENT + n for n in self.names)
+        self.now["weight"] = (self._state("master"),) if self.is_mixed else tuple(self.names)
+
+    def _state(self, name: str) -> str:
+        """A flat float32 array that stays from one iteration to the next."""
+        full = f"optimizer.{self.label}.{name}"
+        self.tensors[full] = Tensor(full, (self.elements,), DType.FLOAT32, Role.STATE)
+        return full
+
+    def add(self, step: Pass, *, final: bool, barriers: Mapping[str, str]) -> None:
+        """Add one pass. final: it writes the weights in the model's format."""
+        for name in step.reads:
+            if name not in self.now:
+                assert name in STATES, f"{step.name} reads {name} before a pass writes it"
+                self.now[name] = (self._state(name),)
+        reads = [n for name in step.reads for n in self.now[name]]
+        reads += [n for name in step.needs for n in (barriers.values() if self._is_barrier(name, barriers) else
+                                                     self.now[name])]  # fmt: skip
+        written = step.writes[-1] if step.writes else step.name
+        in_place = [n for name in step.writes[:-1] for n in self.now[name]]
+        name = f"optimizer.{self.label}.{step.name}"
+        dtype = DType.FLOAT32
+        shape: tuple[int, ...] = (self.elements,)
+        replaces = ""
+        if step.sums:
+            shape = () if step.sums == "all" else (len(self.names),)
+        elif written == "weight" and final and self.is_mixed:
+            dtype = self.dtype
+            in_place += [] if step.name == "copy" else list(self.now["weight"])
+        elif written in step.reads:
+            replaces = written
+        self.tensors[name] = Tensor(name, shape, dtype)
+        self.ops.append(
+            ops.Update(
+                name=name,
+                inputs=tuple(dict.fromkeys(reads)),
+                output=name,
+                group=f"optimizer.{self.label}",
+                phase="update",
+                stage=step.name,
+                elements=self.elements,
+                shape=shape,
+                in_place=tuple(in_place),
+                replaces=replaces,
+                flops_per_element=step.flops,
+                exps_per_element=step.exps,
+            )
+        )
+        self.now[written] = (name,)
+
+    @staticmethod
+    def _is_barrier(name: str, barriers: Mapping[str, str]) -> bool:
+        return any(key.endswith(f".{name}") for key in barriers)
+
+
+# --- mixed precision ------------------------------------------------------------------------------------------------
+
+
+def mixed(graph: Graph, dtype: DType) -> Graph:
+    """The training graph with weights, activations and gradients in `dtype`.
+
+    In float32 stay the statistics of layer norms, log-probabilities and loss, and the optimizer: master weights and
+    state. Casts of weights are part of the optimizer's last pass. Inference graphs change as a whole.
+    """
+    optimizer = graph.meta.get("optimizer")
+    bare = without_optimizer(graph)
+    kept = {op.output for op in bare.ops if isinstance(op, ops.LayerNormStats | ops.LogSoftmax | ops.NllLossBackward)}
+    if graph.meta.get("training"):
+        kept |= {n for n, t in bare.tensors.items() if not t.shape and t.dtype.is_float and t.role is Role.ACTIVATION}
+    tensors = {
+        name: replace(t, dtype=dtype) if t.dtype.is_float and name not in kept else t
+        for name, t in bare.tensors.items()
+    }
+    changed = replace(
+        bare,
+        tensors=tensors,
+        ops=tuple(
+            replace(op, dtype=tensors[op.output].dtype.value) if isinstance(op, ops.To | ops.Full | ops.Arange) else op
+            for op in bare.ops
+        ),
+    )
+    return changed if optimizer is None else with_optimizer(changed, optimizer)
