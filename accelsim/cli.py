@@ -93,6 +93,12 @@ Masked = Annotated[
     int | None,
     typer.Option("--masked", help="of --training: tokens a sequence that go through the masked-LM head; default: all"),
 ]
+MicroBatch = Annotated[
+    int | None, typer.Option("--micro-batch", help="of --training: sequences at once, gradients added up; default: all")
+]
+Checkpoint = Annotated[
+    bool, typer.Option("--checkpoint", help="of --training: run each layer's forward again before its backward")
+]
 
 SIMULATE_EPILOG = """Examples:
 
@@ -115,6 +121,7 @@ def load_graph(
     training: bool = False,
     optimizer: str | None = None,
     masked: int | None = None,
+    micro_batch: int | None = None,
 ) -> Graph:
     """The graph a command names: an ad-hoc GEMM, a saved graph, a model of the zoo or a folder."""
     from accelsim.gemm import PREFIX, parse_gemm
@@ -122,7 +129,7 @@ def load_graph(
     from accelsim.trace import trace
 
     if model.startswith(PREFIX) or model.lower().endswith(".json"):
-        if training or optimizer or masked:
+        if training or optimizer or masked or micro_batch:
             raise SpecError("--training", model, "a model by name or folder")
         return parse_gemm(model) if model.startswith(PREFIX) else Graph.load(model)
     return trace(
@@ -134,6 +141,7 @@ def load_graph(
         training=training,
         optimizer=optimizer,
         masked=masked,
+        micro_batch=micro_batch,
     )
 
 
@@ -175,6 +183,8 @@ def simulate(
     training: Training = False,
     optimizer: Optimizer = None,
     masked: Masked = None,
+    micro_batch: MicroBatch = None,
+    checkpoint: Checkpoint = False,
 ) -> None:
     """Map every operator of a model onto a platform; report cycles, time, bytes, energy and utilization."""
     from accelsim.report import LABELS, check_output
@@ -191,7 +201,11 @@ def simulate(
         if target is not None:
             check_output(target, dict.fromkeys(suffixes))
     chip = load_platform(platform, settings)
-    graph = load_graph(model, seq, batch, head, retrace, training, optimizer, masked)
+    graph = load_graph(model, seq, batch, head, retrace, training, optimizer, masked, micro_batch)
+    if checkpoint:
+        from accelsim.transforms.training import checkpoint as with_checkpoints
+
+        graph = with_checkpoints(graph)
     report = run(graph, chip, detail=detail.value, precision=precision)
     written = _write(report, out, figure, roofline, trace)
     if as_json:

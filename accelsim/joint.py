@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelsim import ops
 from accelsim.errors import SpecError
-from accelsim.graph import DType, Graph, Op, Role, Tensor
+from accelsim.graph import DType, Graph, Role, Tensor
 from accelsim.trace import (
     _CONVERTERS,
     _argument,
@@ -32,7 +32,7 @@ from accelsim.trace import (
     _value,
     versions,
 )
-from accelsim.transforms.training import GRADIENT
+from accelsim.transforms.training import GRADIENT, tidy
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +51,14 @@ def joint_graph(module: torch.nn.Module, name: str, head: str, seq: int, batch: 
     found = _joint_program(module, seq, batch, masked)
     builder = _JointBuilder(names, found)
     layers = _Layers(found.graph)
-    builder.add_joint_placeholders(found)
+    frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
+    builder.add_joint_placeholders(found, frozen)
     for node in found.graph.nodes:
         if node.op == "call_function":
             builder.place(node, layers)
             builder.convert(node)
     gradients = builder.name_gradients(found)
-    kept = _tidy(_needed(builder.ops, builder.outputs))
+    kept = tidy(_needed(builder.ops, builder.outputs))
     touched = {t for op in kept for t in (*op.inputs, op.output)}
     roles = (Role.WEIGHT, Role.INPUT)
     meta = {"model": name, "head": head, "seq": str(seq), "batch": str(batch), "precision": "fp32"}
@@ -264,7 +265,7 @@ class _JointBuilder(_Builder):
         self.phase_of = _phases(joint)
         self.parameters: set[Any] = set()
 
-    def add_joint_placeholders(self, joint: _Joint) -> None:
+    def add_joint_placeholders(self, joint: _Joint, frozen: set[str]) -> None:
         """Parameters, buffers and inputs, as tensors; tied ones once."""
         for node, target, role in joint.targets():
             name = target if role is Role.INPUT else self.names.get(target, target)
@@ -274,7 +275,7 @@ class _JointBuilder(_Builder):
                 self.parameters.add(node)
             if name not in self.tensors:
                 self._add_tensor(name, node.meta["val"], role)
-                if role is Role.WEIGHT and not node.meta["val"].requires_grad:
+                if name in frozen:
                     self.tensors[name] = replace(self.tensors[name], frozen=True)
             self.tensor_of[node] = name
 
@@ -368,14 +369,6 @@ def _phases(joint: _Joint) -> dict[Any, str]:
     return phases
 
 
-def _tidy(every: list[Op]) -> list[Op]:
-    """The ops without kernels of one."""
-    members: dict[str, int] = {}
-    for op in every:
-        members[op.kernel] = members.get(op.kernel, 0) + 1
-    return [replace(op, kernel="") if op.kernel and members[op.kernel] == 1 else op for op in every]
-
-
 def _parts(node: Any) -> dict[int, Any]:
     """Index -> the node that takes this part of a tuple."""
     return {user.args[1]: user for user in node.users if user.users}
@@ -463,6 +456,14 @@ def _native_dropout(b: _JointBuilder, node: Any) -> None:
     if 1 in parts:
         b.tensor_of[parts[1]] = mask
     b.emit(ops.NativeDropout, "dropout", [x, mask], parts[0], scale=1 / (1 - p) if p < 1 else 0.0, kernel=kernel)
+
+
+@_converts("clone")
+def _clone(b: _JointBuilder, node: Any) -> None:
+    if str(node.meta.get("torch_fn", ("", ""))[1]).endswith(".dropout"):
+        b.alias(node, node.args[0])  # dropout with probability 0, which eager PyTorch does not copy
+    else:
+        b.emit(ops.Clone, "clone", [node.args[0]], node)
 
 
 @_converts("native_dropout_backward")

@@ -32,19 +32,7 @@ def fused_works(graph: Graph) -> dict[str, tuple[tuple[Work, ...], tuple[str, ..
     Raises SpecError for ops that cannot be one kernel: products that share no operand, sweeps over unequal numbers of
     elements, a tensor that another op reads before the kernel ends.
     """
-    source: dict[str, str] = {}
-    kernels: dict[str, list[_Member]] = {}
-    kernel_of: dict[str, str] = {}
-    for op in graph.ops:
-        if op.kernel:
-            inputs, output = graph.operands(op)
-            (work,) = op.work(inputs, output)
-            read = tuple(source.get(name, name) for name in op.inputs)
-            kernels.setdefault(op.kernel, []).append(_Member(op, work, inputs, output, read))
-            kernel_of[op.output] = op.kernel
-        elif op.inputs and graph.work(op)[0].is_free:
-            source[op.output] = source.get(op.inputs[0], op.inputs[0])
-    outside = _read_outside(graph, source, kernel_of, {k: m[-1].op.name for k, m in kernels.items()})
+    kernels, outside = _kernels(graph)
     found: dict[str, tuple[tuple[Work, ...], tuple[str, ...]]] = {}
     for kernel, members in kernels.items():
         made = {m.op.output for m in members}
@@ -58,6 +46,32 @@ def fused_works(graph: Graph) -> dict[str, tuple[tuple[Work, ...], tuple[str, ..
             found[m.op.name] = (move(0, 0),), ()
         found[members[-1].op.name] = (_merged(kernel, members, reads, outside),), tuple(reads)
     return found
+
+
+def stays_inside(graph: Graph) -> set[str]:
+    """Outputs of kernels' ops that nothing outside the kernel reads: they need no memory."""
+    if not any(op.kernel for op in graph.ops):
+        return set()
+    kernels, outside = _kernels(graph)
+    return {m.op.output for members in kernels.values() for m in members} - outside
+
+
+def _kernels(graph: Graph) -> tuple[dict[str, list[_Member]], set[str]]:
+    """(kernel -> its ops in order, their outputs that something outside their kernel reads)."""
+    source: dict[str, str] = {}
+    kernels: dict[str, list[_Member]] = {}
+    kernel_of: dict[str, str] = {}
+    for op in graph.ops:
+        if op.kernel:
+            inputs, output = graph.operands(op)
+            (work,) = op.work(inputs, output)
+            read = tuple(source.get(name, name) for name in op.inputs)
+            kernels.setdefault(op.kernel, []).append(_Member(op, work, inputs, output, read))
+            kernel_of[op.output] = op.kernel
+        elif op.inputs and graph.work(op)[0].is_free:
+            source[op.output] = source.get(op.inputs[0], op.inputs[0])
+    outside = _read_outside(graph, source, kernel_of, {k: m[-1].op.name for k, m in kernels.items()})
+    return kernels, outside
 
 
 def _read_outside(

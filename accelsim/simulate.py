@@ -10,6 +10,7 @@ from accelsim import events
 from accelsim.errors import Infeasible, SpecError
 from accelsim.graph import Graph, Op
 from accelsim.mapping import best
+from accelsim.memory import check_memory
 from accelsim.platforms.base import STEP_DTYPE, Platform, total_of
 from accelsim.report import SCHEMA, Report, Total
 from accelsim.transforms.quantize import with_precision
@@ -33,11 +34,15 @@ def simulate(
     prefetch and overlap. precision: a preset of `transforms.quantize`; None keeps a graph that was already given one
     and otherwise takes the platform's default. mapping: a rule of `mapping.RULES`.
 
-    Raises SpecError for an unknown detail, precision or mapping, Infeasible if the hardware cannot do an op.
+    Raises SpecError for an unknown detail, precision or mapping, Infeasible if the hardware cannot do an op or
+    has too little memory for a training iteration.
     """
     if detail not in DETAILS:
         raise SpecError.unknown("detail", detail, DETAILS)
     graph = at_precision(graph, platform, precision)
+    capacity_bytes = platform.memory_bytes()
+    if "training" in graph.meta and capacity_bytes is not None:
+        check_memory(graph, capacity_bytes, platform.name)
     rows, unique, which = graph_rows(graph)
     if any(work.kind is WorkKind.COLLECTIVE for work in unique):
         raise SpecError("platform", platform.name, "a cluster for a graph with collectives")

@@ -46,6 +46,7 @@ def trace(
     training: bool = False,
     optimizer: str | None = None,
     masked: int | None = None,
+    micro_batch: int | None = None,
 ) -> Graph:
     """Checked `Graph` of one forward pass over `batch` sequences of `seq` tokens, or of one training iteration.
 
@@ -55,7 +56,8 @@ def trace(
     exporter) or "auto" (shipped for a zoo name).
     training: forward with dropout and loss, backward as torch's autograd runs it, and the passes of `optimizer`
     (`transforms.training.OPTIMIZERS`; None leaves gradients as outputs). masked: positions of each sequence that go
-    through the masked-language-model head; None: all. Training graphs do not ship.
+    through the masked-language-model head; None: all. micro_batch: sequences that go through forward and backward at
+    once, their gradients added up; None: all. Training graphs do not ship.
 
     Raises SpecError for an unknown name or head, a seq over the model's positions, or an operator with no meaning here.
     """
@@ -64,8 +66,8 @@ def trace(
     _check_size("seq", seq, None)
     _check_size("batch", batch, MAX_BATCH)
     if training:
-        return _training(model, seq, batch, head, source, optimizer, masked)
-    for name, value in (("optimizer", optimizer), ("masked", masked)):
+        return _training(model, seq, batch, head, source, optimizer, masked, micro_batch)
+    for name, value in (("optimizer", optimizer), ("masked", masked), ("micro_batch", micro_batch)):
         if value is not None:
             raise SpecError(name, value, "None, or training=True")
     head = "none" if head is None else head
@@ -91,10 +93,11 @@ def _training(
     source: str,
     optimizer: str | None,
     masked: int | None,
+    micro_batch: int | None,
 ) -> Graph:
     """Graph of one training iteration, with the passes of an optimizer if one is named."""
     from accelsim.joint import joint_graph
-    from accelsim.transforms.training import find_optimizer, with_optimizer
+    from accelsim.transforms.training import accumulate, find_optimizer, with_optimizer
 
     if source == "shipped":
         raise SpecError("source", source, "auto or torch for training")
@@ -102,6 +105,10 @@ def _training(
         find_optimizer(optimizer)  # before the slow imports
     if masked is not None:
         _check_size("masked", masked, seq)
+    if micro_batch is not None:
+        _check_size("micro_batch", micro_batch, batch)
+        if batch % micro_batch:
+            raise SpecError("micro_batch", micro_batch, f"a divisor of batch {batch}")
     zoo: Any = importlib.import_module("accelsim_models.zoo")
     if isinstance(model, str):
         head = "pretraining" if head is None else head
@@ -114,7 +121,8 @@ def _training(
             raise SpecError("head", head, "none for a module, which brings its own head")
         _check_size("seq", seq, _positions(model))
         module, name, head = model, type(model).__name__, "none"
-    graph = joint_graph(module, name, head, seq, batch, masked)
+    at_once = batch if micro_batch is None else micro_batch
+    graph = accumulate(joint_graph(module, name, head, seq, at_once, masked), batch // at_once)
     return graph if optimizer is None else with_optimizer(graph, optimizer)
 
 

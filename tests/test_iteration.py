@@ -464,6 +464,13 @@ def test_tied_weights_have_one_gradient() -> None:
     assert (total.operator, total.phase, len(total.inputs)) == ("add", "backward_weight", 2)
 
 
+def test_dropout_with_probability_0_is_no_op() -> None:
+    graph = training_graph(without_dropout(tiny("bert", HEADED)))
+    assert not [op for op in graph.ops if "dropout" in op.operator or op.operator == "bernoulli"]
+    copies = [op for op in graph.ops if op.operator == "clone"]
+    assert len(copies) == 2 * (4 + 4)  # q, k, v and the context in and out of heads, forward and backward
+
+
 def test_the_gathered_head_computes_masked_positions_only() -> None:
     dense, gathered = trace("bert-tiny", seq=32, training=True), trace("bert-tiny", seq=32, training=True, masked=5)
 
@@ -570,7 +577,8 @@ def test_parameters_that_a_module_freezes_get_no_gradient() -> None:
     given = labelled(module)
     graph = training_graph(module)
     assert error(graph, parameters(module), given, torch_gradients(module, given)) < TOLERANCE
-    assert graph.tensors["bert.embeddings.word_embeddings.weight"].frozen
+    frozen = {name for name, t in graph.tensors.items() if t.frozen}
+    assert frozen == {name for name, p in module.named_parameters() if not p.requires_grad}
     assert not [op for op in graph.ops if op.group.startswith("bert.embeddings") and op.phase != "forward"]
 
 

@@ -27,12 +27,14 @@ from accelsim.work import Arithmetic, VectorFunction, Work, WorkKind, move, pack
 class Bernoulli(Fill):
     """bool of the shape `size`, each True with probability `p`. Drawing a random number counts no FLOP.
 
-    Executed, the draw depends on the op's name alone, so that a run can be repeated.
+    Executed, the draw depends on `stream` alone (the op's name if that is ""), so that a run can be repeated and a
+    recomputed mask is the one drawn before.
     """
 
     operator: ClassVar[str] = "bernoulli"
     size: tuple[int, ...]
     p: float
+    stream: str = ""
 
     def out_shape(self, *shapes: Shape) -> Shape:
         fit(self, not shapes, shapes, "no operand")
@@ -41,7 +43,9 @@ class Bernoulli(Fill):
         return self.size
 
     def execute(self, *arrays: np.ndarray) -> np.ndarray:
-        drawn: np.ndarray = np.random.default_rng(zlib.crc32(self.name.encode())).random(self.size) < self.p
+        drawn: np.ndarray = (
+            np.random.default_rng(zlib.crc32((self.stream or self.name).encode())).random(self.size) < self.p
+        )
         return drawn
 
     def check_dtypes(self, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -439,8 +443,8 @@ class Update(Op):
     """One pass of an optimizer over a group of parameters, all tensors of the group in one kernel.
 
     inputs: every tensor it reads. in_place: those of them that it also writes. output: what it writes besides, as one
-    flat tensor (an update, new weights), or the sums of a reduction. replaces: what the output is the new content of,
-    "" if it needs room of its own. flops_per_element, exps_per_element: of each of the group's `elements`.
+    flat tensor (an update, new weights), or the sums of a reduction. replaces: tensors in whose memory the output is,
+    none if it has its own. flops_per_element, exps_per_element: of each of the group's `elements`.
     """
 
     operator: ClassVar[str] = "update"
@@ -448,7 +452,7 @@ class Update(Op):
     elements: int
     shape: tuple[int, ...]
     in_place: tuple[str, ...]
-    replaces: str
+    replaces: tuple[str, ...]
     flops_per_element: int
     exps_per_element: int
 

@@ -7,7 +7,7 @@ Three variants of each: NAME as a multi-tensor kernel does it, NAME-unfused as P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from accelsim import ops
@@ -260,14 +260,14 @@ class _Group:
         name = f"optimizer.{self.label}.{step.name}"
         dtype = DType.FLOAT32
         shape: tuple[int, ...] = (self.elements,)
-        replaces = ""
+        replaces: tuple[str, ...] = ()
         if step.sums:
             shape = () if step.sums == "all" else (len(self.names),)
         elif written == "weight" and final and self.is_mixed:
-            dtype = self.dtype
+            dtype, replaces = self.dtype, tuple(self.names)
             in_place += [] if step.name == "copy" else list(self.now["weight"])
         elif written in step.reads:
-            replaces = written
+            replaces = self.now[written]
         self.tensors[name] = Tensor(name, shape, dtype)
         self.ops.append(
             ops.Update(
@@ -319,3 +319,190 @@ def mixed(graph: Graph, dtype: DType) -> Graph:
         ),
     )
     return changed if optimizer is None else with_optimizer(changed, optimizer)
+
+
+# --- what is trained ------------------------------------------------------------------------------------------------
+
+
+def freeze(graph: Graph, *paths: str) -> Graph:
+    """The training graph in which the parameters of these modules are not trained.
+
+    paths: whole components of module paths, as "embeddings", "encoder" or "encoder.layer.3". What only their gradients
+    needed is not computed: below the lowest module that is trained there is no backward at all.
+
+    Raises SpecError for a path that is not in the model, and where nothing is left to train.
+    """
+    _check_training(graph, "freeze")
+    weights = [name for name, t in graph.tensors.items() if t.role is Role.WEIGHT]
+    frozen: set[str] = set()
+    for path in paths:
+        found = [name for name in weights if f".{path}." in f".{name}."]
+        if not found:
+            known = {".".join(parts[i:j]) for name in weights for parts in [name.split(".")[:-1]]
+                     for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}  # fmt: skip
+            raise SpecError.unknown("freeze", path, known)
+        frozen |= set(found)
+    bare = without_optimizer(graph)
+    kept = [GRADIENT + name for name in _trained(bare) if name not in frozen]
+    if not kept:
+        raise SpecError("freeze", ", ".join(paths), "at least one parameter that is trained")
+    outputs = (bare.outputs[0], *kept)
+    tensors = {n: replace(t, frozen=True) if n in frozen else t for n, t in bare.tensors.items()}
+    made = pruned(replace(bare, tensors=tensors, outputs=outputs))
+    return _with_same_optimizer(made, graph)
+
+
+def _with_same_optimizer(made: Graph, before: Graph) -> Graph:
+    optimizer = before.meta.get("optimizer")
+    return made.check() if optimizer is None else with_optimizer(made, optimizer)
+
+
+def _check_training(graph: Graph, what: str) -> None:
+    if "training" not in graph.meta:
+        raise SpecError(what, graph.name, "a training graph, as trace(..., training=True) gives")
+
+
+def pruned(graph: Graph) -> Graph:
+    """The graph with the ops its outputs depend on, and the tensors these touch; a kernel of one op is none."""
+    wanted = set(graph.outputs)
+    kept: list[Op] = []
+    for op in reversed(graph.ops):
+        if op.output in wanted:
+            wanted.update(op.inputs)
+            kept.append(op)
+    touched = {n for op in kept for n in (*op.inputs, op.output)}
+    return replace(
+        graph,
+        tensors={n: t for n, t in graph.tensors.items() if n in touched or t.role in (Role.WEIGHT, Role.INPUT)},
+        ops=tuple(tidy(kept[::-1])),
+    )
+
+
+def tidy(every: Sequence[Op]) -> list[Op]:
+    """The ops without kernels of one."""
+    members: dict[str, int] = {}
+    for op in every:
+        members[op.kernel] = members.get(op.kernel, 0) + 1
+    return [replace(op, kernel="") if op.kernel and members[op.kernel] == 1 else op for op in every]
+
+
+# --- memory for time ------------------------------------------------------------------------------------------------
+
+
+def checkpoint(graph: Graph, layers: Iterable[int] | None = None) -> Graph:
+    """The training graph that keeps only the inputs of encoder layers, and runs a layer's forward again before its
+    backward, in phase "recompute", with the dropout masks of the first time.
+
+    layers: indices; None: all. Raises SpecError for a layer that is not there or is recomputed already.
+    """
+    _check_training(graph, "checkpoint")
+    present = sorted({op.layer for op in graph.ops if op.layer >= 0})
+    wanted = present if layers is None else list(dict.fromkeys(layers))
+    for layer in wanted:
+        if layer not in present:
+            raise SpecError("checkpoint: layer", layer, f"one of {', '.join(map(str, present)) or 'none'}")
+        if any(op.layer == layer and op.phase == "recompute" for op in graph.ops):
+            raise SpecError("checkpoint: layer", layer, "a layer that is not recomputed already")
+    again = {
+        layer: {op.output: f"recompute.{op.output}" for op in graph.ops if op.layer == layer and op.phase == "forward"}
+        for layer in wanted
+    }
+    made: list[Op] = []
+    tensors = dict(graph.tensors)
+    started: set[int] = set()
+    for op in graph.ops:
+        names = again.get(op.layer, {})
+        if op.phase.startswith("backward") and names:
+            if op.layer not in started:
+                started.add(op.layer)
+                made += [_recomputed(o, names) for o in graph.ops if o.layer == op.layer and o.phase == "forward"]
+                tensors |= {new: replace(graph.tensors[old], name=new) for old, new in names.items()}
+            op = replace(op, inputs=tuple(names.get(n, n) for n in op.inputs))
+        made.append(op)
+    return replace(graph, tensors=tensors, ops=tuple(made)).check()
+
+
+def _recomputed(op: Op, names: Mapping[str, str]) -> Op:
+    if isinstance(op, ops.Bernoulli):
+        op = replace(op, stream=op.stream or op.name)
+    return replace(
+        op,
+        name=f"recompute.{op.name}",
+        inputs=tuple(names.get(n, n) for n in op.inputs),
+        output=names[op.output],
+        phase="recompute",
+        kernel=f"recompute.{op.kernel}" if op.kernel else "",
+    )
+
+
+def accumulate(graph: Graph, steps: int) -> Graph:
+    """The graph of one iteration over `steps` micro-batches of the graph's batch: forward and backward for each, their
+    gradients added up, one step of the optimizer. The loss it descends is the mean of theirs; its first output is the
+    last one's.
+
+    Inputs of micro-batch i > 0 are called NAME@i. Raises SpecError unless steps is an integer >= 1.
+    """
+    _check_training(graph, "accumulate")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SpecError("accumulate: steps", steps, "an integer >= 1")
+    if steps == 1:
+        return graph
+    bare = without_optimizer(graph)
+    parameters = _trained(bare)
+    shared = {n for n, t in bare.tensors.items() if t.role in (Role.WEIGHT, Role.STATE)}
+    tensors = {n: t for n, t in bare.tensors.items() if n in shared}
+    made: list[Op] = []
+    inputs: list[str] = []
+    sums = dict.fromkeys((GRADIENT + p for p in parameters), "")
+    kernel = ""
+    for i in range(steps):
+        mark = f"@{i}" if i else ""
+        names = {n: n if n in shared else n + mark for n in bare.tensors}
+        if i == 0:  # the whole gradient has the plain name
+            names |= {GRADIENT + p: f"{GRADIENT}{p}@0" for p in parameters}
+        tensors |= {names[n]: replace(t, name=names[n]) for n, t in bare.tensors.items() if n not in shared}
+        inputs += [names[n] for n in bare.inputs]
+        added: list[Op] = []  # after the kernel that makes the gradients
+        for op in bare.ops:
+            if added and op.kernel != kernel:
+                made += added
+                added = []
+            kernel = op.kernel
+            made.append(_marked(op, names, mark, steps))
+            if op.output.startswith(GRADIENT):
+                before, new = sums[op.output], names[op.output]
+                sums[op.output] = new if not before else op.output if i == steps - 1 else f"{op.output} up to {i}"
+                if before:
+                    tensors[sums[op.output]] = replace(bare.tensors[op.output], name=sums[op.output])
+                    added.append(_sum_of(op, before, new, sums[op.output], i))
+        made += added
+    outputs = (names[bare.outputs[0]], *(GRADIENT + p for p in parameters))
+    batch = int(bare.meta["batch"]) * steps
+    meta = {**bare.meta, "batch": str(batch), "micro_batch": bare.meta["batch"]}
+    result = replace(bare, tensors=tensors, ops=tuple(made), inputs=tuple(inputs), outputs=outputs, meta=meta)
+    return _with_same_optimizer(result, graph)
+
+
+def _marked(op: Op, names: Mapping[str, str], mark: str, steps: int) -> Op:
+    """The op of one micro-batch; backward starts from 1 / steps."""
+    if isinstance(op, ops.Full) and op.phase.startswith("backward") and op.size == () and op.value == 1.0:
+        op = replace(op, value=1.0 / steps)
+    return replace(
+        op,
+        name=op.name + mark,
+        inputs=tuple(names[n] for n in op.inputs),
+        output=names[op.output],
+        kernel=op.kernel + mark if op.kernel else "",
+    )
+
+
+def _sum_of(op: Op, before: str, new: str, total: str, i: int) -> Op:
+    """What adds micro-batch i's gradient to those before."""
+    return ops.Add(
+        name=f"accumulate.{op.output.removeprefix(GRADIENT)}@{i}",
+        inputs=(before, new),
+        output=total,
+        group=op.group,
+        layer=op.layer,
+        phase="backward_weight",
+    )
