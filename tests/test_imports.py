@@ -20,6 +20,7 @@ LAYERS = [
         "study",
         "sweep",
         "transforms",
+        "memory",
         "trace",
         "joint",
         "explain",
