@@ -99,6 +99,10 @@ MicroBatch = Annotated[
 Checkpoint = Annotated[
     bool, typer.Option("--checkpoint", help="of --training: run each layer's forward again before its backward")
 ]
+Fuse = Annotated[
+    list[str] | None,
+    typer.Option("--fuse", help="kernel fusion: qkv, bias-gelu, norm, softmax or optimizer; may be repeated"),
+]
 
 SIMULATE_EPILOG = """Examples:
 
@@ -185,6 +189,7 @@ def simulate(
     masked: Masked = None,
     micro_batch: MicroBatch = None,
     checkpoint: Checkpoint = False,
+    fuse: Fuse = None,
 ) -> None:
     """Map every operator of a model onto a platform; report cycles, time, bytes, energy and utilization."""
     from accelsim.report import LABELS, check_output
@@ -206,6 +211,10 @@ def simulate(
         from accelsim.transforms.training import checkpoint as with_checkpoints
 
         graph = with_checkpoints(graph)
+    if fuse:
+        from accelsim.transforms.schedule import fused
+
+        graph = fused(graph, fuse)
     report = run(graph, chip, detail=detail.value, precision=precision)
     written = _write(report, out, figure, roofline, trace)
     if as_json:
