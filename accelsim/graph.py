@@ -286,6 +286,8 @@ class Graph:
             if op.name in seen:
                 raise SpecError("graph.ops", op.name, "each op name once")
             seen.add(op.name)
+            if op.phase not in PHASES:
+                raise SpecError.unknown(f"{op.name}: phase", op.phase, PHASES)
             if op.output in produced:
                 raise SpecError(f"{op.name}: output", op.output, "a tensor that no other op writes")
             produced.add(op.output)

@@ -586,3 +586,9 @@ def test_a_training_graph_survives_json(tmp_path: Any) -> None:
     graph = training_graph(tiny("bert", HEADED))
     graph.save(tmp_path / "graph.json")
     assert Graph.load(tmp_path / "graph.json") == graph
+
+
+def test_a_phase_that_does_not_exist_is_refused() -> None:
+    graph = trace("bert-tiny", seq=8)
+    with pytest.raises(SpecError, match="nearest: forward"):
+        replace(graph, ops=(replace(graph.ops[0], phase="foward"), *graph.ops[1:])).check()
