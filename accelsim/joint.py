@@ -147,9 +147,9 @@ def _joint_program(module: torch.nn.Module, seq: int, batch: int, masked: int | 
     with contextlib.suppress(ValueError, AttributeError):
         module.set_attn_implementation("eager")  # of transformers: attention op by op
     try:
-        with FakeTensorMode() as mode, warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        with FakeTensorMode(), warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # the exporter's own, about its future
-            _to_fake(module, mode)
+            _to_fake(module)
             given = _inputs(module, seq, batch, masked)
             program = torch.export.export(module, (), given, strict=False).module()
             with contextlib.ExitStack() as stack:
@@ -186,8 +186,11 @@ def _interpreted(program: torch.nn.Module) -> torch.nn.Module:
     return Interpreted()
 
 
-def _to_fake(module: torch.nn.Module, mode: Any) -> None:
-    """Replace every tensor of the module by one without values that says it is on the CPU; tied ones stay tied."""
+def _to_fake(module: torch.nn.Module) -> None:
+    """Replace every tensor of the module by one without values that says it is on the CPU; tied ones stay tied.
+
+    To be called in a `FakeTensorMode`.
+    """
     import torch
 
     made: dict[int, Any] = {}

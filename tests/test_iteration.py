@@ -464,6 +464,18 @@ def test_tied_weights_have_one_gradient() -> None:
     assert (total.operator, total.phase, len(total.inputs)) == ("add", "backward_weight", 2)
 
 
+def test_the_module_is_left_as_it_was() -> None:
+    module = tiny("bert", HEADED)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    attention = module.config._attn_implementation
+    training_graph(module, masked=2)
+    assert not module.training
+    assert module.config._attn_implementation == attention == "sdpa"
+    assert "forward" not in vars(module)
+    assert all(torch.equal(v, before[k]) and v.device.type == "cpu" for k, v in module.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())
+
+
 def test_dropout_with_probability_0_is_no_op() -> None:
     graph = training_graph(without_dropout(tiny("bert", HEADED)))
     assert not [op for op in graph.ops if "dropout" in op.operator or op.operator == "bernoulli"]
