@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from accelsim.simulate import simulate as simulate
     from accelsim.sweep import sweep as sweep
     from accelsim.trace import trace as trace
+    from accelsim.transforms.prune import prune as prune
     from accelsim.transforms.quantize import quantize as quantize
     from accelsim.transforms.quantize import with_precision as with_precision
     from accelsim.work import Work as Work
@@ -56,6 +57,7 @@ _HOME = {
     "execute": "execute",
     "gemm_graph": "gemm",
     "platform": "platforms",
+    "prune": "transforms.prune",
     "quant_spec": "quantspec",
     "quantize": "transforms.quantize",
     "simulate": "simulate",

@@ -371,6 +371,7 @@ class Experiment(StrEnum):
     fqbert = "fqbert"
     fqbert_accuracy = "fqbert-accuracy"
     peers = "peers"
+    dse_bert = "dse-bert"
 
 
 @app.command("list")
@@ -480,11 +481,20 @@ def sweep_space(
     for name, row in best.items():
         knobs = ", ".join(f"{path} {row[path]}" for path in found.columns)
         print(f"least {name}: {row['value']:.6g} at point {row['point']}: {knobs}")
+    _say_energies(found)
     print(f"rows in {out / 'chunks'}: pandas.read_parquet({str(out / 'chunks')!r})")
 
 
 def _say_size(found: Space) -> None:
     print(f"{found.points:,} points: " + ", ".join(f"{a.path} {len(a.values)}" for a in found.free), file=sys.stderr)
+
+
+def _say_energies(found: Space) -> None:
+    if found.followed and found.energies == "stated":
+        print(
+            f"energies are those {found.platform} states, whatever {', '.join(found.followed)}; to let them follow: "
+            "energies: technology",
+        )  # fmt: skip
 
 
 @contextmanager
@@ -581,6 +591,7 @@ def search(
     for name, row in named.items():
         values = ", ".join(f"{n} {row[n]:.4g}" for n in plan.objectives)
         print(f"{name}: {values} at point {row['point']}: {', '.join(f'{p} {row[p]}' for p in found.columns)}")
+    _say_energies(found)
     print(f"accelsim front {out} shows it all; accelsim report {out} --html report.html draws it")
 
 
@@ -1073,6 +1084,8 @@ accelsim reproduce fqbert-accuracy --small
 accelsim reproduce fqbert-accuracy --out results/
 
 accelsim reproduce peers
+
+accelsim reproduce dse-bert --small
 """
 
 
@@ -1085,12 +1098,13 @@ def reproduce(
     ] = Path("results"),
 ) -> None:
     """Repeat an experiment of a paper, or run other simulators, and print their numbers beside ours."""
-    from accelsim_experiments import fqbert, fqbert_accuracy, peers
+    from accelsim_experiments import dse_bert, fqbert, fqbert_accuracy, peers
 
     experiments = {
         Experiment.fqbert: fqbert.reproduce,
         Experiment.fqbert_accuracy: fqbert_accuracy.reproduce,
         Experiment.peers: peers.reproduce,
+        Experiment.dse_bert: dse_bert.reproduce,
     }
     for line in experiments[name](out / name.value, small):
         print(line, flush=True)

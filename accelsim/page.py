@@ -23,19 +23,17 @@ import numpy as np
 from accelsim.errors import SpecError
 from accelsim.files import write_whole
 from accelsim.pareto import front, knee, objectives_of
-from accelsim.platforms import describe, names, platform
+from accelsim.platforms import describe, names, platform, systolic
 from accelsim.report import block_of, check_output
 from accelsim.simulate import simulate
 from accelsim.space import MODEL_AXES, Space
 from accelsim.study import Study
-from accelsim.sweep import keep
-from accelsim.trace import trace
+from accelsim.sweep import graph_of, keep
+from accelsim.transforms.prune import PARTS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-    from accelsim.graph import Graph
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN, SAMPLE, DETAILED, SEED = 3000, 5000, 100, 0
@@ -178,7 +176,8 @@ def page_data(found: Kept, with_breakdown: bool = True) -> dict[str, Any]:
         "title": f"{_said(space, 'model')} on {space.platform}",
         "about": {
             "model": space.model, "head": space.head, "seq": space.seq, "batch": space.batch,
-            "precision": space.precision, "mapping": space.mapping, "platform": space.platform,
+            "precision": space.precision, **{part: getattr(space, part) for part in PARTS},
+            "mapping": space.mapping, "platform": space.platform,
             "preset": _preset(space), "limits": [str(limit) for limit in space.limits],
         },
         "counts": {
@@ -191,6 +190,7 @@ def page_data(found: Kept, with_breakdown: bool = True) -> dict[str, Any]:
         "knee": where[found.knee],
         "extremes": {name: where[row] for name, row in zip(found.objectives, found.extremes, strict=True)},
         "base": space.base,
+        "followed": _followed(space, found.places, rows),
         "breakdown": _breakdown(found, where) if with_breakdown else {"groups": [], "at": {}},
     }  # fmt: skip
 
@@ -269,9 +269,18 @@ def _packed(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
 
 
+def _followed(space: Space, places: Mapping[str, np.ndarray], rows: np.ndarray) -> list[dict[str, Any]]:
+    """Fields of the platform that follow its axes: values of the rows, or one for all where they are the same."""
+    if space.energies == "stated":
+        return []
+    designs = space.designs({path: at[rows] for path, at in places.items()})
+    fields = {path: systolic.field_of(designs, path) for path in systolic.ENERGIES}
+    return [{"path": path, "values": _packed(v[:1] if (v == v[0]).all() else v)} for path, v in fields.items()]
+
+
 def _preset(space: Space) -> str:
-    """The name that the command line gives the base platform, or "" if no preset is as it."""
-    if space.platform not in names():
+    """The name that the command line gives the base platform, or "" if no preset is as it, or fields follow axes."""
+    if space.platform not in names() or space.energies != "stated":
         return ""
     return space.platform if describe(platform(space.platform)) == dict(space.base) else ""
 
@@ -279,11 +288,10 @@ def _preset(space: Space) -> str:
 def _breakdown(found: Kept, where: Mapping[int, int]) -> dict[str, Any]:
     """Time and energy by group of ops of `detailed` points, from `simulate` on each point's own platform."""
     points = found.table["point"].to_numpy()
-    graphs: dict[tuple[Any, ...], Graph] = {}
     sums: dict[int, dict[str, tuple[float, float]]] = {}
     for row in detailed(found):
         if int(row) in where:
-            sums[where[int(row)]] = group_sums(found.study.space, int(points[row]), graphs)
+            sums[where[int(row)]] = group_sums(found.study.space, int(points[row]))
     heaviest: dict[str, float] = {}
     for groups in sums.values():
         for name, (time_s, _) in groups.items():
@@ -295,20 +303,11 @@ def _breakdown(found: Kept, where: Mapping[int, int]) -> dict[str, Any]:
     }
 
 
-def group_sums(
-    space: Space, point: int, graphs: dict[tuple[Any, ...], Graph] | None = None
-) -> dict[str, tuple[float, float]]:
-    """Group of ops -> (s, J) of a point; they add up to its time and energy. Ops that cost nothing are left out.
-
-    graphs: those traced so far, to be used again.
-    """
-    known = {} if graphs is None else graphs
-    own = {**{name: getattr(space, name) for name in MODEL_AXES}, **space.values(point)}
-    key = str(own["model"]), space.head, int(own["seq"]), int(own["batch"])
-    if key not in known:
-        known[key] = trace(key[0], head=key[1], seq=key[2], batch=key[3])
-    precision = str(own["precision"]) or None
-    report = simulate(known[key], space.chip(point), precision=precision, mapping=space.mapping)
+def group_sums(space: Space, point: int) -> dict[str, tuple[float, float]]:
+    """Group of ops -> (s, J) of a point; they add up to its time and energy. Ops that cost nothing are left out."""
+    own = space.values(point)
+    precision = str(own.get("precision", space.precision)) or None
+    report = simulate(graph_of(space, own), space.chip(point), precision=precision, mapping=space.mapping)
     columns = report.columns
     sums: dict[str, tuple[float, float]] = {}
     for i in range(len(columns["op"])):
@@ -378,7 +377,8 @@ def figures(found: Kept) -> dict[str, Figure]:
     values = np.stack([np.frombuffer(base64.b64decode(m["values"]), "<f8") / m["scale"] for m in axes], axis=1)
     labels = [f"{m['label']} ({m['unit']})" if m["unit"] else m["label"] for m in axes]
     rest = counts["kept"] - counts["front"]
-    sizes = [f"{name} {_said(space, name)}" for name in ("seq", "batch") if name not in space.columns]
+    fixed = [n for n in ("seq", "batch", *PARTS) if n not in space.columns and getattr(space, n) is not None]
+    sizes = [f"{name} {_said(space, name)}" for name in fixed]
     parts = (
         f"{', '.join([_said(space, 'model'), *sizes])}, on {space.platform} with {len(space.free)} free knobs: "
         f"{counts['points']:,} points, {counts['kept']:,} within the limits, "

@@ -59,7 +59,7 @@ def front_of(chunks: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     Rows are numbered through all chunks from 0. The same rows as `front` of all chunks together; what is held is one
     chunk, the front so far, and rows that wait: at most 2^20 or twice the front.
     """
-    growing = _Growing()
+    growing = Growing()
     start = 0
     for chunk in chunks:
         values = np.asarray(chunk, np.float64)
@@ -68,7 +68,7 @@ def front_of(chunks: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     return growing.front()
 
 
-class _Growing:
+class Growing:
     """The front of the rows added so far. Rows are filtered in three steps, each of which drops dominated rows only:
     those behind one good row, those behind a row of their own chunk, those behind a row of another chunk."""
 
@@ -224,7 +224,7 @@ def study_front(study: Study, objectives: Sequence[str]) -> pd.DataFrame:
 
     Raises SpecError if no point runs within the limits.
     """
-    growing = _Growing()
+    growing = Growing()
     for points, kept, values in kept_chunks(study, objectives):
         growing.add(points[kept], values[kept])
     points, _ = growing.front()

@@ -77,17 +77,19 @@ def _price_largest(group: Any, w: Any, costs: Any, ok: Any) -> None:
         if t.feasible == 0:
             ok[d] = False
         else:
-            _store_gemm(group[d], w, t, costs, d, seen, where)
+            _store_gemm(group, w, t, costs, d, seen, where)
     held[0].feasible = 0
 
 
 @atom
-def _store_gemm(p: Any, w: Any, t: Any, costs: Any, d: int, seen: Any, where: Any) -> None:
+def _store_gemm(group: Any, w: Any, t: Any, costs: Any, d: int, seen: Any, where: Any) -> None:
     """Fill costs[d] with the cost of a GEMM under a mapping, copied if a design of the group has that mapping already.
 
-    No cost depends on a capacity. seen: the first mappings of the group; where: their designs, and last how many.
+    No cost depends on a capacity but through the energy of its buffer. seen: the first mappings of the group; where:
+    their designs, and last how many.
     """
     count = where[-1]
+    p = group[d]
     for i in range(count):
         s = seen[i]
         if (
@@ -96,6 +98,7 @@ def _store_gemm(p: Any, w: Any, t: Any, costs: Any, d: int, seen: Any, where: An
             and s.tile_n == t.tile_n
             and s.instances == t.instances
             and s.n_outer == t.n_outer
+            and _same_energy(p, group[where[i]])
         ):
             costs[d] = costs[where[i]]
             return
@@ -104,6 +107,16 @@ def _store_gemm(p: Any, w: Any, t: Any, costs: Any, d: int, seen: Any, where: An
         _copy(t, seen[count])
         where[count] = d
         where[-1] = count + 1
+
+
+@atom
+def _same_energy(p: Any, q: Any) -> Any:
+    """Whether the buffers of two designs of a group read for the same energy; then they write for the same, too."""
+    return (
+        p.input_buffer.read_pj_per_byte == q.input_buffer.read_pj_per_byte
+        and p.weight_buffer.read_pj_per_byte == q.weight_buffer.read_pj_per_byte
+        and p.accumulator.read_pj_per_byte == q.accumulator.read_pj_per_byte
+    )
 
 
 @atom
@@ -222,7 +235,7 @@ def _price_group(group: Any, w: Any, costs: Any, ok: Any) -> Any:
         if cycles_of[a, b, c] == NEVER:
             ok[d] = False
         else:
-            _store_gemm(group[d], w, chosen[a, b, c], costs, d, seen, where)
+            _store_gemm(group, w, chosen[a, b, c], costs, d, seen, where)
     held[0].feasible = 0
     return True
 

@@ -57,6 +57,8 @@ def plan_of(
     for name in objectives:
         if name not in RESULTS:
             raise SpecError.unknown("--minimize", name, RESULTS)
+    if "error" in objectives and not space.error_of[0]:
+        raise SpecError("--minimize error", "not known", "a space with error_of: {task: TASK}")
     if len(set(objectives)) < len(objectives):
         raise SpecError("--minimize", list(objectives), "each objective once")
     if sampler not in SAMPLERS:

@@ -13,9 +13,14 @@
       - area_mm2 <= 20
       - power_w <= 10
 
-`platform` may also be the mapping of a platform file, `mapping` a rule of `mapping.RULES`. Axes are put in the order
-model, array, capacities of its buffers, everything else, and the last one varies fastest: neighbours share work. A
-point is a number from 0 to `points` - 1: a space is never held in memory.
+`platform` may also be the mapping of a platform file, `mapping` a rule of `mapping.RULES`. `energies: technology` lets
+energies and leakage of a systolic platform follow its node and sizes; else they stay what the platform states.
+`error_of: {task: movie-reviews}` adds a column `error`, measured of each point's model and precision (`accuracy`);
+`error_of: {task: movie-reviews, model: minilm-l6}` takes that model's in place of one that was not measured.
+`layers`, `heads` and `ffn`, axes or settings as `seq` is, are what is kept of the model (`transforms.prune`).
+
+Axes are put in the order model, array, capacities of its buffers, everything else, and the last one varies fastest:
+neighbours share work. A point is a number from 0 to `points` - 1: a space is never held in memory.
 """
 
 from __future__ import annotations
@@ -27,20 +32,38 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from accelsim.accuracy import measured
 from accelsim.errors import SpecError
 from accelsim.files import read_description
 from accelsim.jit import record
 from accelsim.mapping import RULES
-from accelsim.platforms import Platform, describe, from_mapping, platform
+from accelsim.platforms import Platform, describe, from_mapping, platform, systolic
+from accelsim.trace import trace
+from accelsim.transforms.prune import PARTS, check_part, size_of
 
-MODEL_AXES = ("model", "seq", "batch", "precision")
-FIELDS = ("platform", "model", "head", "seq", "batch", "precision", "mapping", "set", "axes", "limits")
+MODEL_AXES = ("model", "seq", "batch", "precision", *PARTS)
+FIELDS = (
+    "platform",
+    "model",
+    "head",
+    "seq",
+    "batch",
+    "precision",
+    *PARTS,
+    "mapping",
+    "energies",
+    "error_of",
+    "set",
+    "axes",
+    "limits",
+)
+ENERGIES = ("stated", "technology")
 CAPACITIES = tuple(f"{name}.capacity_bytes" for name in ("input_buffer", "weight_buffer", "accumulator"))
 """Fields that decide which tiles fit an array, and nothing else about their time."""
 MAX_POINTS = 10**12
@@ -95,8 +118,16 @@ class Space:
     """"" for the platform's default."""
     mapping: str
     """How each work is laid on the platform: a rule of `mapping.RULES`."""
+    energies: str
+    """stated: as the platform's fields say; technology: as `systolic.set_energies` has them for every point."""
     axes: tuple[Axis, ...]
     limits: tuple[Limit, ...]
+    error_of: tuple[str, str] = ("", "")
+    """(task, model) whose measured error the points have; no model: each point's own. No task: no error."""
+    layers: int | None = None
+    """Encoder layers that are kept, as `prune` keeps them; None: all. So with `heads` and `ffn`."""
+    heads: int | None = None
+    ffn: int | None = None
 
     @property
     def free(self) -> tuple[Axis, ...]:
@@ -124,9 +155,12 @@ class Space:
             "seq": self.seq,
             "batch": self.batch,
             "precision": self.precision,
+            **{part: n for part in PARTS if (n := getattr(self, part)) is not None},
             "mapping": self.mapping,
+            "energies": self.energies,
             "axes": {a.path: links.get(a.path, list(a.values)) for a in self.axes},
             "limits": [str(limit) for limit in self.limits],
+            **({"error_of": dict(zip(("task", "model"), self.error_of, strict=True))} if self.error_of[0] else {}),
         }
 
     @cached_property
@@ -137,6 +171,11 @@ class Space:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its description, which a process reads once."""
         return _unpickled, (json.dumps(self.description),)
+
+    def error(self, model: str, precision: str) -> float:
+        """Measured error of points of a model in a precision. Raises SpecError if it was not measured."""
+        task, instead = self.error_of
+        return measured(instead or model, task, precision).error
 
     def axis(self, path: str) -> Axis:
         """The axis of that path."""
@@ -190,7 +229,20 @@ class Space:
     def platform_at(self, places: Mapping[str, int]) -> Platform:
         """The platform whose axes have the values at these places."""
         own = {a.path: a.values[places[a.path]] for a in self.axes if a.path not in MODEL_AXES}
-        return from_mapping(self.base, self.platform, own)
+        chip = from_mapping(self.base, self.platform, own)
+        if self.energies == "stated":
+            return chip
+        one = record(chip)
+        systolic.set_energies(one, self.base["technology_nm"])
+        found = {path: float(systolic.field_of(one, path)[0]) for path in systolic.ENERGIES}
+        return from_mapping(self.base, self.platform, {**own, **found})
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """Axes that energies of a systolic platform should follow."""
+        if self.base["kind"] != "systolic":
+            return ()
+        return tuple(a.path for a in self.axes if a.path in systolic.ENERGIES_READ)
 
     @cached_property
     def _numbers(self) -> dict[str, np.ndarray]:
@@ -205,6 +257,8 @@ class Space:
             for part in path.split("."):
                 column = column[part]
             column[:] = numbers[places[path]]
+        if self.energies == "technology":
+            systolic.set_energies(out, self.base["technology_nm"])
         return out
 
 
@@ -260,13 +314,79 @@ def space(source: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
         batch=_whole(data.get("batch", 1), f"{text}: batch"),
         precision=str(data.get("precision", "")),
         mapping=str(data.get("mapping", "best")),
+        energies=str(data.get("energies", "stated")),
         axes=_ordered(axes, base["kind"]),
         limits=tuple(_limit(entry, f"{text}: limits") for entry in data.get("limits") or ()),
+        error_of=_error_of(data.get("error_of"), text),
+        **{part: _whole(data[part], f"{text}: {part}") for part in PARTS if data.get(part) is not None},
     )
     if found.mapping not in RULES:
         raise SpecError.unknown(f"{text}: mapping", found.mapping, RULES)
+    if found.energies not in ENERGIES:
+        raise SpecError.unknown(f"{text}: energies", found.energies, ENERGIES)
+    if found.energies == "technology":
+        _check_energies(found, text)
+    _check_parts(found, text)
+    if found.error_of[0]:
+        _check_error(found, text)
+    elif any(limit.field == "error" for limit in found.limits):
+        raise SpecError(f"{text}: limits", "a limit of error", "error_of: {task: TASK}, or it is not known")
     _check_limits(found.limits, text)
     return found
+
+
+def _error_of(given: Any, text: str) -> tuple[str, str]:
+    if given is None:
+        return "", ""
+    if not isinstance(given, Mapping) or "task" not in given:
+        raise SpecError(f"{text}: error_of", given, "task: TASK and, if wanted, model: MODEL")
+    for key in given:
+        if key not in ("task", "model"):
+            raise SpecError.unknown(f"{text}: error_of.{key}", key, ("task", "model"))
+    return str(given["task"]), str(given.get("model") or "")
+
+
+def _check_parts(found: Space, text: str) -> None:
+    """Raise SpecError unless every model of the space has the layers, heads and neurons that are to be kept."""
+    models = found.axis("model").values if "model" in found.columns else (found.model,)
+    for part in PARTS:
+        if part in found.columns:
+            kept, where = found.axis(part).values, f"{text}: axes.{part}"
+        else:
+            kept, where = tuple(n for n in [getattr(found, part)] if n is not None), f"{text}: {part}"
+        if kept:
+            smallest = min(
+                (trace(str(name), seq=1, head=found.head) for name in models), key=partial(size_of, part=part)
+            )
+            for count in kept:
+                check_part(part, count, smallest, where)
+
+
+def _check_error(found: Space, text: str) -> None:
+    """Raise SpecError unless the error of every model and precision of the space was measured."""
+    for part in PARTS:
+        if getattr(found, part) is not None or part in found.columns:
+            raise SpecError(f"error_of: {part}", "pruned models", "whole ones: no other was measured")
+    for part in PARTS:
+        if part in found.columns or getattr(found, part) is not None:
+            raise SpecError(
+                f"{text}: error_of", f"of models with fewer {part}", f"no {part}: errors are of whole models"
+            )
+    own = {name: [getattr(found, name)] for name in ("model", "precision")}
+    own |= {a.path: list(a.values) for a in found.axes if a.path in own}
+    for model in own["model"]:
+        for precision in own["precision"]:
+            found.error(str(model), str(precision))
+
+
+def _check_energies(found: Space, text: str) -> None:
+    """Raise SpecError for a platform whose energies follow no table, or an axis of an energy that would follow one."""
+    if found.base["kind"] != "systolic":
+        legal = "stated: the tables are of ASICs, platforms of kind systolic"
+        raise SpecError(f"{text}: energies", f"technology, of a {found.base['kind']} platform", legal)
+    for axis in found.axes:
+        if axis.path in systolic.ENERGIES:
+            raise SpecError(f"{text}: axes.{axis.path}", "an axis", "energies: stated, or no axis of an energy")
 
 
 @lru_cache(maxsize=8)
@@ -360,7 +480,7 @@ def _check_values(axis: Axis, base: Mapping[str, Any], source: str, where: str) 
     """Raise SpecError for a value that the platform or a model cannot have, or that comes twice."""
     if not axis.follows and len(set(map(str, axis.values))) < len(axis.values):
         raise SpecError(where, list(axis.values)[:8], "each value once")
-    if axis.path in ("seq", "batch"):
+    if axis.path in ("seq", "batch", *PARTS):
         for value in axis.values:
             _whole(value, where)
     elif axis.path not in MODEL_AXES:
@@ -424,7 +544,7 @@ def _spaced(given: Mapping[str, Any], where: str) -> tuple[Any, ...]:
 
 RESULTS = (
     "time_s", "energy_j", "power_w", "fps_per_w", "area_mm2", "cycles", "compute_cycles", "macs", "sram_bytes",
-    "dram_bytes", "utilization", "dsp", "bram18k", "uram", "lut", "ff",
+    "dram_bytes", "utilization", "dsp", "bram18k", "uram", "lut", "ff", "error",
 )  # fmt: skip
 """Columns of results that a limit may bound."""
 

@@ -26,6 +26,7 @@ from accelsim.space import CAPACITIES, MODEL_AXES, Places, Space, axes_of
 from accelsim.study import Best, chunk_path, held, read_rows, write_rows
 from accelsim.technology import technology
 from accelsim.trace import trace
+from accelsim.transforms.prune import PARTS, prune
 from accelsim.work import Arithmetic, work_array
 
 if TYPE_CHECKING:
@@ -75,13 +76,15 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
     """
     chip = found.platform_at({path: int(at[0]) for path, at in places.items()})
     size = len(places[found.axes[0].path])
-    graph = at_precision(_graph(found, own), chip, str(own.get("precision", found.precision)) or None)
+    graph = at_precision(graph_of(found, own), chip, str(own.get("precision", found.precision)) or None)
     _, unique, which = graph_rows(graph)
     counts, works = np.bincount(which, minlength=len(unique)), work_array(unique)
     units = np.array([chip.unit(work) for work in unique])
     totals, feasible = np.zeros(size, TOTAL_DTYPE), np.ones(size, bool)
     for unit in range(int(units.max(initial=0)) + 1):
         mine, fields = np.flatnonzero(units == unit), chip.reads[chip.units[unit]]
+        if found.energies == "technology":
+            fields = (*fields, "technology_nm")  # the others that energies of a unit follow are among what it reads
         first, place = _distinct(found.key(places, fields))
         mapped = {path: at[first] for path, at in places.items()}
         groups = found.key(mapped, fields, CAPACITIES)
@@ -111,6 +114,9 @@ def _priced(found: Space, places: Places, own: Mapping[str, Any]) -> dict[str, n
             "utilization": np.minimum(1.0, gemm_cycles / whole["cycles"]),
             "area_mm2": area,
         }
+        if found.error_of[0]:
+            model, precision = (str(own.get(name, getattr(found, name))) for name in ("model", "precision"))
+            real["error"] = np.full(size, found.error(model, precision))
     if not feasible.all():
         for values in whole.values():
             values[~feasible] = 0
@@ -182,18 +188,16 @@ def _shared(found: Space, places: Places, fields: Sequence[str], value: Callable
     return values[..., place]
 
 
-_GRAPHS: dict[tuple[str, str, int, int], Graph] = {}
+_GRAPHS: dict[tuple[str, str, int, int, int | None, int | None, int | None], Graph] = {}
 
 
-def _graph(found: Space, own: Mapping[str, Any]) -> Graph:
-    key = (
-        str(own.get("model", found.model)),
-        found.head,
-        int(own.get("seq", found.seq)),
-        int(own.get("batch", found.batch)),
-    )
+def graph_of(found: Space, own: Mapping[str, Any]) -> Graph:
+    """The graph of points whose model axes have the values `own`, in float32: traced, then pruned. Remembered."""
+    model, seq, batch, *kept = (own.get(name, getattr(found, name)) for name in ("model", "seq", "batch", *PARTS))
+    layers, heads, ffn = kept
+    key = str(model), found.head, int(seq), int(batch), layers, heads, ffn
     if key not in _GRAPHS:
-        _GRAPHS[key] = trace(key[0], head=key[1], seq=key[2], batch=key[3])
+        _GRAPHS[key] = prune(trace(key[0], head=key[1], seq=key[2], batch=key[3]), layers, heads, ffn)
     return _GRAPHS[key]
 
 
@@ -201,7 +205,8 @@ def _static(chip: Platform, found: Space, places: Places) -> tuple[Any, Any, dic
     """(leakage in W, area in mm2 or NaN, column -> (taken, there is) of FPGAs) of points, as their platforms say it."""
     if chip.kind == "systolic":
         leaks = [f"{name}.leakage_w" for name in ("input_buffer", "weight_buffer", "accumulator", "vector.buffer")]
-        return _shared(found, places, ["static_w", *leaks], systolic.idle_w), _areas(found, places), {}
+        leaks = ["static_w", *leaks] if found.energies == "stated" else [*systolic.ENERGIES_READ]
+        return _shared(found, places, leaks, systolic.idle_w), _areas(found, places), {}
     if chip.kind == "fpga":
         taken = _shared(found, places, _SIZES, _resources)
         there = _shared(found, places, ["device"], lambda view: [view["device"][n.lower()] for n in DEVICE])
@@ -278,18 +283,19 @@ def sweep(graph: Graph, chip: Platform, over: Mapping[str, Any]) -> pd.DataFrame
     import pandas as pd
 
     base = describe(chip)
-    for axis in MODEL_AXES[:3]:
-        if axis in over:
+    for axis in MODEL_AXES:
+        if axis in over and axis != "precision":
             raise SpecError(f"over.{axis}", over[axis], "an axis of the platform: the graph has its own model and size")
     found = Space(
         platform=chip.name, base=base, model=graph.name, head="", seq=1, batch=1,
-        precision="", mapping="best", axes=axes_of(over, base, chip.name, "over"), limits=(),
+        precision="", mapping="best", energies="stated", axes=axes_of(over, base, chip.name, "over"), limits=(),
     )  # fmt: skip
-    _GRAPHS[graph.name, "", 1, 1] = graph
+    key = graph.name, "", 1, 1, None, None, None
+    _GRAPHS[key] = graph
     try:
         return pd.DataFrame(evaluate(found, np.arange(found.points)))
     finally:
-        del _GRAPHS[graph.name, "", 1, 1]
+        del _GRAPHS[key]
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ class Summary:
     """Of the kept points."""
 
 
-OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp")
+OBJECTIVES = ("time_s", "energy_j", "area_mm2", "dsp", "error")
 
 
 def run(

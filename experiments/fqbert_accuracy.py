@@ -248,6 +248,30 @@ def main_table(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def measured(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `models/accuracy.json`: mean error of every preset that was trained, and of float at equal epochs."""
+    widths = {bits: f"w{bits}-mse-tensor" for bits in BITS}
+    of_presets = {
+        "fp32": ("control", "fp32"), "w8a8": ("aware", "w8a8"), "i-bert": ("aware", "i-bert"),
+        "fq-bert": ("aware", "fq-bert"), "w4a8": ("aware", "fq-bert"), "w3a8": ("aware", widths[3]),
+        "w2a8": ("aware", widths[2]),
+    }  # fmt: skip
+    rows = []
+    for task in TASKS:
+        for precision, (stage, spec) in of_presets.items():
+            found = list(_of(done, task, stage, spec).values())
+            if len(found) > 1:
+                errors = np.array([1 - record["accuracy"] for record in found])
+                rows.append(
+                    {
+                        "model": "minilm-l6", "task": task, "precision": precision, "stage": stage,
+                        "error": round(float(errors.mean()), 12), "sd": round(float(errors.std(ddof=1)), 12),
+                        "seeds": len(found), "texts": found[0]["texts"],
+                    }
+                )  # fmt: skip
+    return rows
+
+
 def ablation_table(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of step, the paper's SST-2 accuracy (None where it has no row), ours after training and without, seeds."""
     paper = [value for _, value in PUBLISHED["ablation_sst2_cumulative"]]
@@ -372,7 +396,8 @@ def text(done: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def reproduce(folder: Path, small: bool) -> Iterator[str]:
     """Lines to print. small: the shipped checkpoint's accuracy beside the recorded table; else everything, trained.
 
-    Writes tables.md and the figures into `folder`; runs that have a record there are not repeated.
+    Writes tables.md and the figures into `folder`, in full also accuracy.json, which models/ has a copy of; runs that
+    have a record there are not repeated.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if small:
@@ -385,6 +410,7 @@ def reproduce(folder: Path, small: bool) -> Iterator[str]:
             yield from told
             told.clear()
         done = records(folder)
+        write_whole(folder / "accuracy.json", lambda path: path.write_text(json.dumps(measured(done), indent=1) + "\n"))
     lines = list(text(done))
     write_whole(folder / "tables.md", lambda path: path.write_text("\n".join(lines) + "\n"))
     yield ""

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "files", "work", "jit", "formulas", "technology", "executors"},
+    {"errors", "files", "work", "jit", "formulas", "technology", "executors", "accuracy"},
     {"platforms", "graph", "kernels", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
     {

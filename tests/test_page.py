@@ -734,7 +734,11 @@ def test_a_narrow_window_scrolls_one_way_only(chromium: Any, small: Path, small_
 def test_pages_of_little_have_no_errors(chromium: Any, tmp_path: Path) -> None:
     fpga = {"platform": "fqbert-zcu102", "axes": {"model": ["bert-tiny", "bert-mini"], "batch": [1], "pes": [8, 16, 4]}}
     one = {"platform": "tpu-v1", "model": "bert-tiny", "mapping": "largest", "axes": {"clock_hz": [7e8]}}
-    for name, description in (("fpga", fpga), ("one", one)):
+    tables = {
+        "platform": "systolic-32x32", "model": "bert-tiny", "energies": "technology",
+        "axes": {"rows": [8, 32], "technology_nm": [22, 7], "input_buffer.capacity_bytes": [16384, 65536]},
+    }  # fmt: skip
+    for name, description in (("fpga", fpga), ("tables", tables), ("one", one)):
         study = folder_of(description, tmp_path / name)
         path = page.save_page(page.kept(read_study(study)), tmp_path / f"{name}.html")
         shown = Page(chromium, path, study)

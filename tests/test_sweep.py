@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 import accelsim
 from accelsim import price
+from accelsim.accuracy import measured, records
 from accelsim.errors import Infeasible, SpecError
 from accelsim.simulate import simulate
-from accelsim.space import MODEL_AXES, RESULTS, space
+from accelsim.space import RESULTS, space
 from accelsim.sweep import REAL, WHOLE, evaluate, keep, run, sweep
 from accelsim.trace import trace
 from tests.test_cli import run as cli
@@ -31,6 +33,14 @@ SPACES = {
             "dram.bytes_per_cycle": {"from": 8, "to": 512, "points": 3, "scale": "log"},
             "input_buffer.capacity_bytes": [64, 262144], "dataflow": ["os", "ws", "is"], "technology_nm": [22, 7],
             "arrays": [1, 2],
+        },
+    },
+    "energies of tables": {
+        "platform": "systolic-32x32", "model": "bert-mini", "energies": "technology",
+        "axes": {
+            "rows": [16, 32], "accumulator_bits": [32, 24], "technology_nm": [22, 45, 7], "vector.lanes": [8, 32],
+            "input_buffer.capacity_bytes": [64, 8192, 16384, 65536, 262144],
+            "weight_buffer.capacity_bytes": [4096, 65536], "vector.buffer.capacity_bytes": [4096, 16384],
         },
     },
     "fpga": {
@@ -89,6 +99,42 @@ def test_points_priced_together_are_points_priced_alone():
     assert not evaluate(FOUND["fpga"], np.arange(FOUND["fpga"].points))["feasible"].all()
 
 
+def test_energies_of_the_tables_are_those_of_the_preset_at_its_node():
+    """The preset's own numbers are rounded, and its leakage leaves the lanes out."""
+    found = FOUND["energies of tables"]
+    base = accelsim.platform("systolic-32x32")
+    same = {"rows": 32, "accumulator_bits": 32, "technology_nm": 22, "vector.lanes": 32,
+            "input_buffer.capacity_bytes": 262144, "vector.buffer.capacity_bytes": 16384}  # fmt: skip
+    point = next(i for i in range(found.points) if same.items() <= found.values(i).items())
+    chip = found.chip(point)
+    assert chip.input_buffer.read_pj_per_byte == pytest.approx(base.input_buffer.read_pj_per_byte, rel=1e-3)
+    assert chip.vector.buffer.write_pj_per_byte == pytest.approx(base.vector.buffer.write_pj_per_byte, rel=3e-3)
+    assert chip.input_buffer.leakage_w == pytest.approx(base.input_buffer.leakage_w, rel=6e-3)
+    assert (chip.multiply_pj, chip.accumulate_pj) == pytest.approx((base.multiply_pj, base.accumulate_pj), rel=1e-3)
+    assert (chip.vector.flop_pj, chip.vector.exp_pj) == (base.vector.flop_pj, base.vector.exp_pj)
+    assert base.static_w < chip.static_w < 1.3 * base.static_w
+    smaller = found.chip(
+        next(i for i in range(found.points) if found.values(i) == {**found.values(point), "technology_nm": 7})
+    )
+    assert smaller.multiply_pj == pytest.approx(chip.multiply_pj * 0.109 / 0.339)
+    assert smaller.vector.flop_pj == pytest.approx(chip.vector.flop_pj * 0.109 / 0.339)
+    assert smaller.dram == chip.dram
+
+
+def test_designs_that_share_a_mapping_share_its_cost_only_if_their_buffers_cost_the_same():
+    found = FOUND["energies of tables"]
+    columns = evaluate(found, np.arange(found.points))
+    ok = columns["feasible"]
+    pairs = {}
+    for i in np.flatnonzero(ok):
+        key = (
+            tuple(columns[a][i] for a in found.columns if a != "input_buffer.capacity_bytes"),
+            columns["sram_bytes"][i],
+        )
+        pairs.setdefault(key, set()).add(columns["energy_j"][i])
+    assert max(map(len, pairs.values())) > 1
+
+
 @pytest.mark.parametrize("what", ["counts", "last work", "mapping"])
 def test_a_wrong_batch_is_caught(what, monkeypatch):
     real = price.prices
@@ -126,6 +172,35 @@ def test_limits_keep_what_is_within():
     assert (columns["area_mm2"][kept] <= 1.5).all()
     with pytest.raises(SpecError, match="dsp"):
         keep(space({**SPACES["systolic"], "limits": ["dsp <= 3"]}), columns)
+
+
+def test_error_is_the_measured_one_and_a_limit_may_bound_it():
+    source = {
+        "platform": "fqbert-zcu102", "model": "minilm-l6", "seq": 64, "error_of": {"task": "movie-reviews"},
+        "axes": {"precision": ["fq-bert", "w3a8", "i-bert"], "pes": [8, 16]}, "limits": ["error <= 0.15"],
+    }  # fmt: skip
+    found = space(source)
+    columns = evaluate(found, np.arange(found.points))
+    runs = columns["feasible"]
+    assert runs.any()
+    for precision, error in zip(columns["precision"][runs], columns["error"][runs], strict=True):
+        assert error == measured("minilm-l6", "movie-reviews", str(precision)).error
+    assert set(columns["precision"][keep(found, columns)]) == {"fq-bert", "i-bert"} & set(columns["precision"][runs])
+    assert np.isnan(columns["error"][~runs]).all()
+    other = space({**source, "model": "bert-base", "error_of": {"task": "movie-reviews", "model": "minilm-l6"}})
+    assert evaluate(other, np.array([0]))["error"] == columns["error"][0]
+    assert space(other.description).digest == other.digest != found.digest
+
+
+def test_the_records_of_error_are_the_means_of_the_runs():
+    from experiments.fqbert_accuracy import RESULTS as FOLDER
+    from experiments.fqbert_accuracy import measured as rows
+    from experiments.fqbert_accuracy import records as runs
+
+    assert [asdict(row) for row in records()] == rows(runs(FOLDER))
+    for row in records():
+        assert row.seeds >= 3
+        assert 0.1 < row.error < 0.3
 
 
 # --- spaces -----------------------------------------------------------------------------------------------------------
@@ -182,6 +257,41 @@ BAD = {
     "negative": ({"platform": "systolic-32x32", "axes": {"rows": [8, -8]}}, "rows"),
     "not a number": ({"platform": "systolic-32x32", "axes": {"clock_hz": [float("nan")]}}, "finite"),
     "a word": ({"platform": "systolic-32x32", "axes": {"dataflow": ["ws", "wsx"]}}, "nearest: ws"),
+    "error of a model that was not measured": (
+        {"platform": "fqbert-zcu102", "error_of": {"task": "tweets"}, "axes": {"precision": ["fq-bert"]}},
+        "model measured.*minilm-l6",
+    ),
+    "error of a precision that was not measured": (
+        {"platform": "fqbert-zcu102", "model": "minilm-l6", "error_of": {"task": "tweets"},
+         "axes": {"precision": ["fq-bert", "w6a8"]}}, "precision measured",
+    ),
+    "error of a precision that is not said": (
+        {"platform": "fqbert-zcu102", "model": "minilm-l6", "error_of": {"task": "tweets"}, "axes": {"pes": [8]}},
+        "precision of the platform",
+    ),
+    "error of no task": (
+        {"platform": "a100", "error_of": {"model": "minilm-l6"}, "axes": {"batch": [1]}}, "task: TASK"
+    ),
+    "error of another task": (
+        {"platform": "a100", "error_of": {"task": "tweet"}, "axes": {"precision": ["fp32"]}}, "nearest: tweets"
+    ),
+    "error of a pruned model": (
+        {"platform": "fqbert-zcu102", "model": "minilm-l6", "precision": "fq-bert", "error_of": {"task": "tweets"},
+         "axes": {"layers": [3, 6]}}, "whole ones",
+    ),
+    "field of error": (
+        {"platform": "a100", "error_of": {"task": "tweets", "modl": "x"}, "axes": {"batch": [1]}}, "model"
+    ),
+    "limit of an unknown error": (
+        {"platform": "a100", "axes": {"batch": [1]}, "limits": ["error <= 0.15"]}, "error_of: {task: TASK}"
+    ),
+    "no such energies": (
+        {"platform": "a100", "energies": "table", "axes": {"batch": [1]}}, "stated, technology"
+    ),
+    "energies of a GPU": ({"platform": "a100", "energies": "technology", "axes": {"batch": [1]}}, "of ASICs"),
+    "an energy that follows": (
+        {"platform": "systolic-32x32", "energies": "technology", "axes": {"multiply_pj": [1.0]}}, "no axis of an energy"
+    ),
     "twice": ({"platform": "systolic-32x32", "axes": {"rows": [8, 8]}}, "each value once"),
     "no values": ({"platform": "systolic-32x32", "axes": {"rows": []}}, "at least one value"),
     "no power": ({"platform": "systolic-32x32", "axes": {"rows": {"powers_of_two": [9, 15]}}}, "at least one value"),
@@ -217,8 +327,8 @@ def test_bad_spaces_say_what_is_wrong(name):
 
 def test_columns_have_units_and_limits_name_them():
     columns = set(evaluate(FOUND["fpga"], np.array([0])))
-    assert set(RESULTS) <= columns
-    assert set(MODEL_AXES) - {"model", "seq", "batch"} <= columns
+    assert set(RESULTS) - {"error"} <= columns
+    assert "precision" in columns
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------

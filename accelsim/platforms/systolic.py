@@ -6,6 +6,7 @@ are double buffered: while one tile is computed the next is loaded and the one b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -330,6 +331,67 @@ AREA_READS = {
     "vector": ("vector.lanes", "vector.buffer.capacity_bytes"),
 }
 """Part of `area_parts_mm2` -> fields it depends on beside the node and the widths."""
+
+
+BUFFERS = ("input_buffer", "weight_buffer", "accumulator", "vector.buffer")
+ENERGIES = (
+    *(f"{name}.{field}" for name in BUFFERS for field in ("read_pj_per_byte", "write_pj_per_byte", "leakage_w")),
+    "multiply_pj", "accumulate_pj", "static_w", "vector.flop_pj", "vector.exp_pj",
+)  # fmt: skip
+"""Fields that `set_energies` fills."""
+ENERGIES_READ = (
+    "technology_nm", "input_bits", "weight_bits", "accumulator_bits", "arithmetic", "rows", "cols", "arrays",
+    "vector.lanes", *(f"{name}.capacity_bytes" for name in BUFFERS),
+)  # fmt: skip
+"""Fields that they follow from."""
+
+
+def set_energies(designs: np.ndarray, base_nm: int) -> None:
+    """Fill energies and leakage of (n,) designs as the technology tables have them for each design's node and sizes.
+
+    Buffers by their capacity, as one macro read 128 bits at once; products and sums by their width; leakage by area.
+    The vector unit's operations scale from node `base_nm` as a multiply-accumulate does. DRAM stays as it is.
+    """
+    nodes = designs["technology_nm"]
+    for path in BUFFERS:
+        memory = field_of(designs, path)
+        for (nm, capacity), rows in _alike(nodes, memory["capacity_bytes"]):
+            node = technology(nm)
+            memory["read_pj_per_byte"][rows] = node.sram_read_pj(capacity) / 16
+            memory["write_pj_per_byte"][rows] = node.sram_write_pj(capacity) / 16
+            memory["leakage_w"][rows] = node.leakage_w(0.0, node.sram_mm2(capacity))
+    vector = designs["vector"]
+    widths = [designs[n] for n in ("input_bits", "weight_bits", "accumulator_bits", "arithmetic")]
+    for (nm, a_bits, w_bits, acc_bits, kind), rows in _alike(nodes, *widths):
+        node, arithmetic = technology(nm), Arithmetic(kind)
+        multiply, accumulate = node.mac_parts_pj(a_bits, w_bits, acc_bits)
+        if arithmetic is not Arithmetic.INT:
+            name = "bf16" if arithmetic is Arithmetic.BFLOAT else "fp32" if max(a_bits, w_bits) > 16 else "fp16"
+            ratio = node.float_mac_pj(name) / node.mac_pj()
+            multiply, accumulate = (part * ratio for part in node.mac_parts_pj())
+        designs["multiply_pj"][rows], designs["accumulate_pj"][rows] = multiply, accumulate
+        element_w = node.leakage_w(node.mac_mm2(a_bits, w_bits, acc_bits, arithmetic))
+        count = designs["rows"][rows] * designs["cols"][rows] * designs["arrays"][rows]
+        designs["static_w"][rows] = count * element_w + vector["lanes"][rows] * node.leakage_w(node.lane_mm2())
+        shrink = node.mac_pj() / technology(base_nm).mac_pj()
+        vector["flop_pj"][rows] *= shrink
+        vector["exp_pj"][rows] *= shrink
+
+
+def field_of(designs: np.ndarray, path: str) -> np.ndarray:
+    """A view of the field of a dotted path of (n,) designs."""
+    for part in path.split("."):
+        designs = designs[part]
+    return designs
+
+
+def _alike(*columns: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """(values, their rows) of rows of integers that are the same in all columns."""
+    order = np.lexsort(columns)
+    ordered = np.stack([c[order] for c in columns])
+    starts = np.flatnonzero((np.diff(ordered, axis=1) != 0).any(axis=0)) + 1
+    for rows in np.split(order, starts):
+        yield tuple(int(c[rows[0]]) for c in columns), rows
 
 
 _TIMING_TEXT = {
