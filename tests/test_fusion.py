@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from accelsim.platforms import platform
 from accelsim.simulate import simulate
 from accelsim.trace import parameters, trace
 from accelsim.transforms.schedule import FUSIONS, fuse, fused
-from accelsim.transforms.training import checkpoint, freeze, passes, with_optimizer
+from accelsim.transforms.training import accumulate, checkpoint, freeze, passes, with_optimizer
 from accelsim.work import Work, WorkKind
 from tests.encoders import BATCH, SEQ, tiny
 from tests.test_cli import run
@@ -61,6 +62,30 @@ def test_a_fused_graph_computes_the_same(names: list[str], module: Any, graph: G
     ours, theirs = (execute(g, parameters(module), labelled(module)) for g in (made, graph))
     for name in graph.outputs:
         assert np.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_fusion_micro_batches_and_checkpoints_in_any_order(module: Any, graph: Graph) -> None:
+    given = {f"{k}{mark}": v for mark in ("", "@1") for k, v in labelled(module).items()}
+    theirs = execute(accumulate(graph, 2), parameters(module), given)
+    transforms = (lambda g: fused(g, NAMES), lambda g: accumulate(g, 2), checkpoint)
+    costs = set()
+    for order in permutations(transforms):
+        made = graph
+        for transform in order:
+            made = transform(made)
+        ours = execute(made, parameters(module), given)
+        assert all(np.allclose(ours[n], theirs[n], rtol=1e-4, atol=1e-5) for n in made.outputs)
+        costs.add((made.macs, moved(made), len(launched(made))))
+    assert len(costs) == 1
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])  # the layers of ALBERT are one module
+def test_each_layer_and_micro_batch_has_one_product_for_q_k_v(family: str) -> None:
+    plain = accumulate(training_graph(tiny(family, HEADED, config={"num_hidden_layers": 3})), 2)
+    made = fused(plain, ["qkv"])
+    for phase in ("forward", "backward_data", "backward_weight"):
+        products = [sum(op.phase == phase and w.macs > 0 for op, w in launched(g)) for g in (plain, made)]
+        assert products[0] - products[1] == 3 * 2 * 2, phase  # layers, micro-batches, two of three
 
 
 def test_the_order_of_fusions_does_not_matter(graph: Graph) -> None:
@@ -182,7 +207,8 @@ def test_unknown_fusions_and_nothing_to_fuse(graph: Graph, capsys: pytest.Captur
     with pytest.raises(SpecError, match="adjacent and not yet fused"):
         fused(fused(graph, ["bias-gelu"]), ["bias-gelu"])
     line = ["simulate", "bert-tiny", "--training", "--seq", "16", "--platform", "a100", "--json"]
-    assert run(capsys, *line, "--fuse", "qkv", "--fuse", "norm", "--checkpoint", "--micro-batch", "1")[0] == 0
+    small = ("--batch", "4", "--micro-batch", "2", "--checkpoint")
+    assert run(capsys, *line, *small, "--fuse", "qkv", "--fuse", "norm")[0] == 0
     code, out, err = run(capsys, *line, "--fuse", "norms")
     assert (code, out) == (2, "")
     assert "nearest: norm" in err

@@ -86,6 +86,8 @@ def test_a_layer_that_is_not_there_is_refused(layers: list[int], graph: Graph) -
 def test_checkpointing_twice_or_without_training_is_refused(graph: Graph) -> None:
     with pytest.raises(SpecError, match="not recomputed already"):
         checkpoint(checkpoint(graph))
+    with pytest.raises(SpecError, match="give all steps at once"):
+        accumulate(accumulate(graph, 2), 2)
     for transform in (checkpoint, lambda g: accumulate(g, 2), lambda g: freeze(g, "embeddings")):
         with pytest.raises(SpecError, match="a training graph"):
             transform(trace("bert-tiny", seq=8))
@@ -112,6 +114,24 @@ def test_accumulated_gradients_are_the_mean_of_the_micro_batches(steps: int, mod
     assert made.macs == steps * graph.macs
     assert made.meta["batch"] == str(steps * 2)
     assert accumulate(graph, 1) is graph
+
+
+def test_checkpoints_and_micro_batches_in_either_order() -> None:
+    module = tiny("bert", HEADED).train()  # with dropout: each micro-batch has masks of its own
+    graph = training_graph(module)
+    plain = accumulate(graph, 2)
+    given = {f"{k}{mark}": v for mark in ("", "@1") for k, v in labelled(module).items()}
+    theirs = execute(plain, parameters(module), given)
+    for made in (checkpoint(plain), accumulate(checkpoint(graph), 2)):
+        ours = execute(made, parameters(module), given)
+        assert all(np.array_equal(ours[n], theirs[n]) for n in plain.outputs)
+        assert macs(made, "recompute") == macs(plain, "forward", layers=True)
+        assert peak_memory(made).activations_bytes <= peak_memory(plain).activations_bytes
+        drawn = [op for op in made.ops if isinstance(op, ops.Bernoulli) and op.stream]
+        assert len({op.stream for op in drawn}) == len(drawn) == 2 * 3 * 2
+        first = [replace(o, stream=o.stream.split("@")[0]) if o in drawn else o for o in made.ops]
+        wrong = execute(replace(made, ops=tuple(first)), parameters(module), given)
+        assert not all(np.array_equal(wrong[n], theirs[n]) for n in plain.outputs)
 
 
 def test_one_step_of_the_optimizer_for_all_micro_batches() -> None:

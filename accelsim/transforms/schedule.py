@@ -165,17 +165,25 @@ def fuse_qkv(graph: Graph) -> Graph:
     found = [members for members in groups.values() if len(members) > 1]
     kernels: list[list[Op]] = [*found]
     changed: dict[str, Op] = {}
-    for members in found:
-        if members[0].phase != "forward":
-            continue
-        modules = [op.group for op in members]
-        below = [op for op in graph.ops if isinstance(op, ops.Matmul) and op.group in modules]
-        weights: list[Op] = [op for op in below if op.phase == "backward_weight"]
+    forward = [members for members in found if members[0].phase == "forward"]
+    modules = [(members[0].layer, [op.group for op in members]) for members in forward]
+    for i, members in enumerate(forward):
+        layer, names = modules[i]
+        rounds, nth = modules.count(modules[i]), modules[:i].count(modules[i])
+        below = [op for op in graph.ops if isinstance(op, ops.Matmul) and op.group in names and op.layer == layer]
+        weights = _share([op for op in below if op.phase == "backward_weight"], nth, rounds)
+        data = _share([op for op in below if op.phase == "backward_data"], nth, rounds)
         if len(weights) == len(members) and len({index.source(op.inputs[1]) for op in weights}) == 1:
             kernels.append(weights)
-        kernels += _summed(index, [op for op in below if op.phase == "backward_data"], len(members), changed)
+        kernels += _summed(index, data, len(members), changed)
     source = replace(graph, ops=tuple(changed.get(op.name, op) for op in graph.ops))
     return _fused(source, [[changed.get(op.name, op) for op in group] for group in _some(graph, "qkv", kernels)])
+
+
+def _share(found: list[Op], nth: int, rounds: int) -> list[Op]:
+    """One of equal shares in order of execution: the ops of one micro-batch."""
+    size = len(found) // rounds
+    return found[nth * size : (nth + 1) * size]
 
 
 def _summed(index: _Index, products: list[Op], count: int, changed: dict[str, Op]) -> list[list[Op]]:

@@ -403,21 +403,20 @@ def checkpoint(graph: Graph, layers: Iterable[int] | None = None) -> Graph:
             raise SpecError("checkpoint: layer", layer, f"one of {', '.join(map(str, present)) or 'none'}")
         if any(op.layer == layer and op.phase == "recompute" for op in graph.ops):
             raise SpecError("checkpoint: layer", layer, "a layer that is not recomputed already")
-    again = {
-        layer: {op.output: f"recompute.{op.output}" for op in graph.ops if op.layer == layer and op.phase == "forward"}
-        for layer in wanted
-    }
     made: list[Op] = []
     tensors = dict(graph.tensors)
-    started: set[int] = set()
+    waiting: dict[int, list[Op]] = {layer: [] for layer in wanted}  # forward since the layer's last backward
+    again: dict[int, dict[str, str]] = {layer: {} for layer in wanted}
     for op in graph.ops:
-        names = again.get(op.layer, {})
-        if op.phase.startswith("backward") and names:
-            if op.layer not in started:
-                started.add(op.layer)
-                made += [_recomputed(o, names) for o in graph.ops if o.layer == op.layer and o.phase == "forward"]
-                tensors |= {new: replace(graph.tensors[old], name=new) for old, new in names.items()}
-            op = replace(op, inputs=tuple(names.get(n, n) for n in op.inputs))
+        if op.layer in waiting and op.phase == "forward":
+            waiting[op.layer].append(op)
+        elif op.layer in waiting and op.phase.startswith("backward"):
+            names = {o.output: f"recompute.{o.output}" for o in waiting[op.layer]}
+            again[op.layer] |= names
+            made += [_recomputed(o, names) for o in waiting[op.layer]]
+            tensors |= {new: replace(graph.tensors[old], name=new) for old, new in names.items()}
+            waiting[op.layer] = []
+            op = replace(op, inputs=tuple(again[op.layer].get(n, n) for n in op.inputs))
         made.append(op)
     return replace(graph, tensors=tensors, ops=tuple(made)).check()
 
@@ -440,11 +439,14 @@ def accumulate(graph: Graph, steps: int) -> Graph:
     gradients added up, one step of the optimizer. The loss it descends is the mean of theirs; its first output is the
     last one's.
 
-    Inputs of micro-batch i > 0 are called NAME@i. Raises SpecError unless steps is an integer >= 1.
+    Inputs of micro-batch i > 0 are called NAME@i. Raises SpecError unless steps is an integer >= 1, and for a graph
+    that has micro-batches already.
     """
     _check_training(graph, "accumulate")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SpecError("accumulate: steps", steps, "an integer >= 1")
+    if "micro_batch" in graph.meta:
+        raise SpecError("accumulate", graph.name, "a graph without micro-batches; give all steps at once")
     if steps == 1:
         return graph
     bare = without_optimizer(graph)
@@ -484,9 +486,11 @@ def accumulate(graph: Graph, steps: int) -> Graph:
 
 
 def _marked(op: Op, names: Mapping[str, str], mark: str, steps: int) -> Op:
-    """The op of one micro-batch; backward starts from 1 / steps."""
+    """The op of one micro-batch; backward starts from 1 / steps, a recomputed mask is that of its own micro-batch."""
     if isinstance(op, ops.Full) and op.phase.startswith("backward") and op.size == () and op.value == 1.0:
         op = replace(op, value=1.0 / steps)
+    if isinstance(op, ops.Bernoulli) and op.stream:
+        op = replace(op, stream=op.stream + mark)
     return replace(
         op,
         name=op.name + mark,
