@@ -55,9 +55,11 @@ PlatformName = Annotated[
 Seq = Annotated[int, typer.Option("--seq", help="tokens in one sequence")]
 Batch = Annotated[int, typer.Option("--batch", help="sequences at once")]
 Head = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--head", help="none, pretraining, sequence-classification, question-answering or token-classification"
+        "--head",
+        help="none (the default), pretraining (in training the default), sequence-classification, "
+        "question-answering or token-classification",
     ),
 ]
 Precision = Annotated[
@@ -65,7 +67,8 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         help="int8, fp16, bf16 or fp32 for every tensor; or a quantized model: w8a8, i-bert, fq-bert, w6a8, w4a8, "
-        "w3a8, w2a8, or a YAML file of a QuantSpec; default: what the platform computes",
+        "w3a8, w2a8, or a YAML file of a QuantSpec; in training also mixed-fp16 or mixed-bf16; "
+        "default: what the platform computes",
     ),
 ]
 Settings = Annotated[
@@ -76,6 +79,31 @@ Retrace = Annotated[
     bool, typer.Option("--retrace", help="run PyTorch's exporter instead of reading the traced graph that ships")
 ]
 
+Training = Annotated[
+    bool, typer.Option("--training", help="one training iteration: forward, backward and the optimizer's passes")
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        help="of --training: sgd, momentum, adam, adamw, lamb or lars, or one of them with -unfused or -bound",
+    ),
+]
+Masked = Annotated[
+    int | None,
+    typer.Option("--masked", help="of --training: tokens a sequence that go through the masked-LM head; default: all"),
+]
+MicroBatch = Annotated[
+    int | None, typer.Option("--micro-batch", help="of --training: sequences at once, gradients added up; default: all")
+]
+Checkpoint = Annotated[
+    bool, typer.Option("--checkpoint", help="of --training: run each layer's forward again before its backward")
+]
+Fuse = Annotated[
+    list[str] | None,
+    typer.Option("--fuse", help="kernel fusion: qkv, bias-gelu, norm, softmax or optimizer; may be repeated"),
+]
+
 SIMULATE_EPILOG = """Examples:
 
 accelsim simulate bert-base --platform systolic-32x32
@@ -83,20 +111,42 @@ accelsim simulate bert-base --platform systolic-32x32
 accelsim simulate bert-large -p systolic-128x128 --seq 384 --batch 8 --detail events --trace run.perfetto.json
 
 accelsim simulate gemm:128x768x3072 -p systolic-32x32 --set dataflow=ws --set fold_timing=serial --json
+
+accelsim simulate bert-large -p a100 --training --optimizer lamb --batch 32 --precision mixed-fp16 --by phase
 """
 
 
-def load_graph(model: str, seq: int, batch: int, head: str, retrace: bool) -> Graph:
+def load_graph(
+    model: str,
+    seq: int,
+    batch: int,
+    head: str | None,
+    retrace: bool,
+    training: bool = False,
+    optimizer: str | None = None,
+    masked: int | None = None,
+    micro_batch: int | None = None,
+) -> Graph:
     """The graph a command names: an ad-hoc GEMM, a saved graph, a model of the zoo or a folder."""
     from accelsim.gemm import PREFIX, parse_gemm
     from accelsim.graph import Graph
     from accelsim.trace import trace
 
-    if model.startswith(PREFIX):
-        return parse_gemm(model)
-    if model.lower().endswith(".json"):
-        return Graph.load(model)
-    return trace(model, seq=seq, batch=batch, head=head, source="torch" if retrace else "auto")
+    if model.startswith(PREFIX) or model.lower().endswith(".json"):
+        if training or optimizer or masked or micro_batch:
+            raise SpecError("--training", model, "a model by name or folder")
+        return parse_gemm(model) if model.startswith(PREFIX) else Graph.load(model)
+    return trace(
+        model,
+        seq=seq,
+        batch=batch,
+        head=head,
+        source="torch" if retrace else "auto",
+        training=training,
+        optimizer=optimizer,
+        masked=masked,
+        micro_batch=micro_batch,
+    )
 
 
 def load_platform(name: str, settings: list[str] | None) -> Platform:
@@ -118,12 +168,13 @@ def simulate(
     platform: PlatformName = "systolic-32x32",
     seq: Seq = 128,
     batch: Batch = 1,
-    head: Head = "none",
+    head: Head = None,
     precision: Precision = None,
     detail: Annotated[Detail, typer.Option("--detail", help="analytic or events")] = Detail.analytic,
     settings: Settings = None,
     by: Annotated[
-        str, typer.Option("--by", help="breakdown: operator, module, block, group, layer, kind, unit or bound")
+        str,
+        typer.Option("--by", help="breakdown: operator, class, phase, module, block, group, layer, kind, unit, bound"),
     ] = "operator",
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("--out", help="write the rows: .csv, .parquet or .json")] = None,
@@ -136,6 +187,12 @@ def simulate(
     layers: Annotated[int | None, typer.Option("--layers", help="keep the first encoder layers; default: all")] = None,
     heads: Annotated[int | None, typer.Option("--heads", help="attention heads kept in each layer")] = None,
     ffn: Annotated[int | None, typer.Option("--ffn", help="intermediate neurons kept in each layer")] = None,
+    training: Training = False,
+    optimizer: Optimizer = None,
+    masked: Masked = None,
+    micro_batch: MicroBatch = None,
+    checkpoint: Checkpoint = False,
+    fuse: Fuse = None,
 ) -> None:
     """Map every operator of a model onto a platform; report cycles, time, bytes, energy and utilization."""
     from accelsim.report import LABELS, check_output
@@ -153,7 +210,16 @@ def simulate(
         if target is not None:
             check_output(target, dict.fromkeys(suffixes))
     chip = load_platform(platform, settings)
-    graph = prune(load_graph(model, seq, batch, head, retrace), layers, heads, ffn)
+    graph = load_graph(model, seq, batch, head, retrace, training, optimizer, masked, micro_batch)
+    graph = prune(graph, layers, heads, ffn)
+    if checkpoint:
+        from accelsim.transforms.training import checkpoint as with_checkpoints
+
+        graph = with_checkpoints(graph)
+    if fuse:
+        from accelsim.transforms.schedule import fused
+
+        graph = fused(graph, fuse)
     report = run(graph, chip, detail=detail.value, precision=precision)
     written = _write(report, out, figure, roofline, trace)
     if as_json:
@@ -273,7 +339,7 @@ def explain(
     platform: PlatformName = "systolic-32x32",
     seq: Seq = 128,
     batch: Batch = 1,
-    head: Head = "none",
+    head: Head = None,
     precision: Precision = None,
     settings: Settings = None,
     as_json: Json = False,
@@ -594,7 +660,7 @@ def export_model(
     platform: PlatformName = "systolic-32x32",
     seq: Seq = 128,
     batch: Batch = 1,
-    head: Head = "none",
+    head: Head = None,
     precision: Precision = None,
     settings: Settings = None,
     as_json: Json = False,

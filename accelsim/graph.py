@@ -19,9 +19,13 @@ import numpy as np
 
 from accelsim.errors import SpecError
 from accelsim.files import write_whole
+from accelsim.kernels import fused_works
 from accelsim.work import Arithmetic, Work, packed_bytes
 
 SCHEMA_VERSION = 1
+
+PHASES = ("forward", "recompute", "backward_data", "backward_weight", "update")
+"""Phases of a training iteration; inference has the first alone."""
 
 
 class DType(Enum):
@@ -101,7 +105,7 @@ class Op(ABC):
     """A node of the graph. Owns its three intrinsic facts: output shape, the work it asks for, its meaning on arrays.
 
     name: unique, module path and operator. inputs, output: tensor names. group: module path. layer: index of the
-    encoder layer, -1 outside. phase: "forward" and, in training graphs, others.
+    encoder layer, -1 outside. phase: one of `PHASES`. kernel: equal for ops that run as one, "" for an op by itself.
     """
 
     name: str
@@ -110,6 +114,7 @@ class Op(ABC):
     group: str
     layer: int = -1
     phase: str = "forward"
+    kernel: str = ""
 
     operator: ClassVar[str]
     may_be_empty: ClassVar[bool] = False
@@ -175,18 +180,21 @@ class Graph:
     def works(self) -> tuple[tuple[Op, tuple[Work, ...]], ...]:
         """Every op with the work it asks for, in order; in a graph with encoder layers, what is outside them is marked.
 
+        Of the ops of one kernel the last has the work of all.
         A view belongs to the side its operand was made on, so that what crosses is what is read.
         """
         found: list[tuple[Op, tuple[Work, ...]]] = []
+        fused = fused_works(self) if any(op.kernel for op in self.ops) else {}
         has_layers = any(op.layer >= 0 for op in self.ops)
         side: dict[str, int] = {}
         crossed: set[str] = set()
         for op in self.ops:
-            works = self.work(op)
+            works, reads = fused[op.name] if op.name in fused else (self.work(op), op.inputs)
             outside = int(op.layer < 0)
-            side[op.output] = side.get(op.inputs[0], outside) if op.inputs and works[0].is_free else outside
+            is_view = works[0].is_free and op.name not in fused
+            side[op.output] = side.get(op.inputs[0], outside) if op.inputs and is_view else outside
             if has_layers and not works[0].is_free:
-                new = [n for n in dict.fromkeys(op.inputs) if side.get(n, outside) != outside and n not in crossed]
+                new = [n for n in dict.fromkeys(reads) if side.get(n, outside) != outside and n not in crossed]
                 crossed.update(new)
                 nbytes = sum(self.tensors[n].bytes for n in new)
                 works = (replace(works[0], outside=outside, crossing_bytes=nbytes), *works[1:])
@@ -260,6 +268,8 @@ class Graph:
             if shape != output.shape:
                 raise SpecError(f"{op.name}: shape of {output.name}", output.shape, f"{shape} from {op.operator}")
             op.check_dtypes(inputs, output)
+        if any(op.kernel for op in self.ops):
+            fused_works(self)
         return self
 
     def _check_names(self) -> None:
@@ -276,6 +286,8 @@ class Graph:
             if op.name in seen:
                 raise SpecError("graph.ops", op.name, "each op name once")
             seen.add(op.name)
+            if op.phase not in PHASES:
+                raise SpecError.unknown(f"{op.name}: phase", op.phase, PHASES)
             if op.output in produced:
                 raise SpecError(f"{op.name}: output", op.output, "a tensor that no other op writes")
             produced.add(op.output)
@@ -338,6 +350,7 @@ class Graph:
                     "group": op.group,
                     "layer": op.layer,
                     "phase": op.phase,
+                    **({"kernel": op.kernel} if op.kernel else {}),
                     "attributes": op.attributes,
                 }
                 for op in self.ops
@@ -420,5 +433,6 @@ def _op_from_json(data: Any) -> Op:
         group=data["group"],
         layer=data["layer"],
         phase=data["phase"],
+        kernel=data.get("kernel", ""),
         **attributes,
     )

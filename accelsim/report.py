@@ -44,7 +44,7 @@ SCHEMA: dict[str, str] = {
 }
 """Every column and what it says."""
 
-LABELS = ("op", "group", "operator", "phase", "layer", "platform", "unit", "kind", "bound", "module", "block")
+LABELS = ("op", "group", "operator", "phase", "class", "layer", "platform", "unit", "kind", "bound", "module", "block")
 SUMMED = ("macs", "flops", "cycles", "compute_cycles", "stall_cycles", "time_s", "sram_bytes", "dram_bytes", "energy_j")
 
 
@@ -102,14 +102,17 @@ class Report:
     def breakdown(self, by: str = "operator") -> pd.DataFrame:
         """Sums over equal labels, the share of time beside them, largest first.
 
-        by: a label column, or "module" (the module path with layer numbers as `*`), or "block" (embeddings, attention,
-        feed-forward, head, model). Raises SpecError for anything else.
+        by: a label column, or "module" (the module path with layer numbers as `*`), "block" (embeddings, attention,
+        feed-forward, head, model), or "class" (`CLASSES`). Raises SpecError for anything else.
         """
         if by not in LABELS:
             raise SpecError.unknown("breakdown by", by, LABELS)
         table = self.table
         if by == "module":
             keys = [module_of(op) for op in table["op"]]
+        elif by == "class":
+            columns = ("op", "group", "operator", "kind", "phase", "layer")
+            keys = [class_of(*row) for row in zip(*(table[c] for c in columns), strict=True)]
         elif by == "block":
             keys = [block_of(group, layer) for group, layer in zip(table["group"], table["layer"], strict=True)]
         else:
@@ -189,3 +192,42 @@ def block_of(group: str, layer: int) -> str:
     if group in ("", "model"):
         return "model"
     return "embeddings" if "embed" in group.lower() else "head"
+
+
+CLASSES = (
+    "linear products", "feed-forward products", "attention products", "softmax", "gelu",
+    "dropout, residual, layer norm", "bias gradients", "copies", "embeddings", "head", "masks", "optimizer",
+)  # fmt: skip
+"""Classes of operators of an iteration, as Demystifying BERT (arXiv:2104.08335) groups them. softmax: with scale, mask
+and dropout of the scores. head: with the loss."""
+
+_PRODUCTS_OF_ACTIVATIONS = ("scores", "context", "bmm", "bmm_backward")
+_ACTIVATIONS = ("gelu", "gelu_backward", "tanh", "tanh_backward", "pow", "relu", "threshold_backward", "silu")
+
+
+def class_of(op: str, group: str, operator: str, kind: str, phase: str, layer: int) -> str:
+    """The member of `CLASSES` a row belongs to, in forward and backward.
+
+    >>> class_of("layer.3.attention.self.bmm", "layer.3.attention.self", "matmul", "gemm", "forward", 3)
+    'attention products'
+    """
+    if phase == "update":
+        return "optimizer"
+    if layer < 0:
+        block = "head" if operator.startswith(("log_softmax", "nll_loss")) else block_of(group, layer)
+        return "masks" if block == "model" else block
+    last = group.rpartition(".")[2]
+    if kind == "gemm":
+        suffixes = op.removeprefix(group).split(".")
+        if any(part in _PRODUCTS_OF_ACTIVATIONS for part in suffixes):
+            return "attention products"
+        return "linear products" if block_of(group, layer) == "attention" else "feed-forward products"
+    if operator == "clone":
+        return "copies"
+    if operator == "sum" and phase == "backward_weight" and "norm" not in last.lower():
+        return "bias gradients"
+    if operator.startswith("softmax") or last in ("self", "attention"):
+        return "softmax"
+    if operator in _ACTIVATIONS or last.endswith(("act_fn", "activation")):
+        return "gelu"
+    return "dropout, residual, layer norm"

@@ -10,6 +10,7 @@ from accelsim import events
 from accelsim.errors import Infeasible, SpecError
 from accelsim.graph import Graph, Op
 from accelsim.mapping import best
+from accelsim.memory import check_memory
 from accelsim.platforms.base import STEP_DTYPE, Platform, total_of
 from accelsim.report import SCHEMA, Report, Total
 from accelsim.transforms.quantize import with_precision
@@ -33,11 +34,15 @@ def simulate(
     prefetch and overlap. precision: a preset of `transforms.quantize`; None keeps a graph that was already given one
     and otherwise takes the platform's default. mapping: a rule of `mapping.RULES`.
 
-    Raises SpecError for an unknown detail, precision or mapping, Infeasible if the hardware cannot do an op.
+    Raises SpecError for an unknown detail, precision or mapping, Infeasible if the hardware cannot do an op or
+    has too little memory for a training iteration.
     """
     if detail not in DETAILS:
         raise SpecError.unknown("detail", detail, DETAILS)
     graph = at_precision(graph, platform, precision)
+    capacity_bytes = platform.memory_bytes()
+    if "training" in graph.meta and capacity_bytes is not None:
+        check_memory(graph, capacity_bytes, platform.name)
     rows, unique, which = graph_rows(graph)
     if any(work.kind is WorkKind.COLLECTIVE for work in unique):
         raise SpecError("platform", platform.name, "a cluster for a graph with collectives")
@@ -130,17 +135,24 @@ def energy_of(mac_pj: Any, vector_pj: Any, sram_pj: Any, dram_pj: Any, leakage_j
 
 
 def _row_dependencies(graph: Graph, lengths: np.ndarray) -> list[list[int]]:
-    """For each row the rows with steps that must finish before it, looking through free ops."""
+    """For each row the rows with steps that must finish before it, looking through free ops.
+
+    What an op of a kernel makes is there when the kernel's row ends.
+    """
     after: list[list[int]] = []
     ends: dict[str, list[int]] = {}
+    made: dict[str, list[str]] = {}
     row = 0
     for op, works in graph.works:
-        waits = sorted({r for name in op.inputs for r in ends.get(name, ())})
+        waits = sorted({r for name in (*op.inputs, *made.get(op.kernel, ())) for r in ends.get(name, ())})
         for _ in works:
             after.append(waits)
             waits = [row] if lengths[row] > 0 else waits
             row += 1
         ends[op.output] = waits
+        if op.kernel:
+            made.setdefault(op.kernel, []).append(op.output)
+            ends.update(dict.fromkeys(made[op.kernel], waits))
     return after
 
 

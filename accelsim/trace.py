@@ -37,13 +37,27 @@ SOURCES = ("auto", "shipped", "torch")
 
 
 def trace(
-    model: str | torch.nn.Module, *, seq: int = 128, batch: int = 1, head: str = "none", source: str = "auto"
+    model: str | torch.nn.Module,
+    *,
+    seq: int = 128,
+    batch: int = 1,
+    head: str | None = None,
+    source: str = "auto",
+    training: bool = False,
+    optimizer: str | None = None,
+    masked: int | None = None,
+    micro_batch: int | None = None,
 ) -> Graph:
-    """Checked `Graph` of one forward pass over `batch` sequences of `seq` tokens.
+    """Checked `Graph` of one forward pass over `batch` sequences of `seq` tokens, or of one training iteration.
 
     model: a zoo name, a local Hugging Face folder (only its config.json is read), or a torch module that takes
-    `input_ids` and `attention_mask` of shape (batch, seq). head: of a name or folder; a module brings its own.
-    source: "shipped" (package data, no torch), "torch" (run the exporter) or "auto" (shipped for a zoo name).
+    `input_ids` and `attention_mask` of shape (batch, seq). head: of a name or folder, "none" (in training
+    "pretraining") if not given; a module brings its own. source: "shipped" (package data, no torch), "torch" (run the
+    exporter) or "auto" (shipped for a zoo name).
+    training: forward with dropout and loss, backward as torch's autograd runs it, and the passes of `optimizer`
+    (`transforms.training.OPTIMIZERS`; None leaves gradients as outputs). masked: positions of each sequence that go
+    through the masked-language-model head; None: all. micro_batch: sequences that go through forward and backward at
+    once, their gradients added up; None: all. Training graphs do not ship.
 
     Raises SpecError for an unknown name or head, a seq over the model's positions, or an operator with no meaning here.
     """
@@ -51,6 +65,12 @@ def trace(
         raise SpecError.unknown("source", source, SOURCES)
     _check_size("seq", seq, None)
     _check_size("batch", batch, MAX_BATCH)
+    if training:
+        return _training(model, seq, batch, head, source, optimizer, masked, micro_batch)
+    for name, value in (("optimizer", optimizer), ("masked", masked), ("micro_batch", micro_batch)):
+        if value is not None:
+            raise SpecError(name, value, "None, or training=True")
+    head = "none" if head is None else head
     if isinstance(model, str):
         if source == "shipped" or (source == "auto" and model in shipped_names()):
             return _shipped(model, head, seq, batch)
@@ -63,6 +83,47 @@ def trace(
         raise SpecError("head", head, "none for a module, which brings its own head")
     _check_size("seq", seq, _positions(model))
     return _export(model, type(model).__name__, head, seq, batch)
+
+
+def _training(
+    model: str | torch.nn.Module,
+    seq: int,
+    batch: int,
+    head: str | None,
+    source: str,
+    optimizer: str | None,
+    masked: int | None,
+    micro_batch: int | None,
+) -> Graph:
+    """Graph of one training iteration, with the passes of an optimizer if one is named."""
+    from accelsim.joint import joint_graph
+    from accelsim.transforms.training import accumulate, find_optimizer, with_optimizer
+
+    if source == "shipped":
+        raise SpecError("source", source, "auto or torch for training")
+    if optimizer is not None:
+        find_optimizer(optimizer)  # before the slow imports
+    if masked is not None:
+        _check_size("masked", masked, seq)
+    if micro_batch is not None:
+        _check_size("micro_batch", micro_batch, batch)
+        if batch % micro_batch:
+            raise SpecError("micro_batch", micro_batch, f"a divisor of batch {batch}")
+    zoo: Any = importlib.import_module("accelsim_models.zoo")
+    if isinstance(model, str):
+        head = "pretraining" if head is None else head
+        if head == "none":
+            raise SpecError("head", head, f"one with a loss: {', '.join(h for h in zoo.heads() if h != 'none')}")
+        _check_size("seq", seq, zoo.max_seq(model))
+        module, name = zoo.build(model, head), model.rstrip("/\\")
+    else:
+        if head is not None:
+            raise SpecError("head", head, "none for a module, which brings its own head")
+        _check_size("seq", seq, _positions(model))
+        module, name, head = model, type(model).__name__, "none"
+    at_once = batch if micro_batch is None else micro_batch
+    graph = accumulate(joint_graph(module, name, head, seq, at_once, masked), batch // at_once)
+    return graph if optimizer is None else with_optimizer(graph, optimizer)
 
 
 def _check_size(name: str, value: int, limit: int | None) -> None:
@@ -158,8 +219,6 @@ def at_size(text: str, seq: int, batch: int) -> Any:
 
 def _export(module: torch.nn.Module, name: str, head: str, seq: int, batch: int) -> Graph:
     """Graph of a module as torch.export records it. The module is left as it was."""
-    import torch
-
     module = _on_meta(module)
     program, written = _exported_program(module, seq, batch)
     first = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
@@ -179,10 +238,7 @@ def _export(module: torch.nn.Module, name: str, head: str, seq: int, batch: int)
     for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True):
         if spec.kind.name == "USER_OUTPUT" and node is not None and node in builder.tensor_of:
             builder.outputs.append(builder.tensor_of[node])
-    versions = f"torch {torch.__version__.partition('+')[0]}"
-    if "transformers" in sys.modules:
-        versions += f", transformers {sys.modules['transformers'].__version__}"
-    meta = {"model": name, "head": head, "seq": str(seq), "batch": str(batch), "precision": "fp32", "source": versions}
+    meta = {"model": name, "head": head, "seq": str(seq), "batch": str(batch), "precision": "fp32"}
     kept = _needed(builder.ops, builder.outputs)
     touched = {name for op in kept for name in (*op.inputs, op.output)}
     return Graph(
@@ -191,8 +247,18 @@ def _export(module: torch.nn.Module, name: str, head: str, seq: int, batch: int)
         ops=tuple(kept),
         inputs=tuple(builder.inputs),
         outputs=tuple(dict.fromkeys(builder.outputs)),
-        meta=meta,
+        meta={**meta, "source": versions()},
     ).check()
+
+
+def versions() -> str:
+    """The libraries a graph was traced with."""
+    import torch
+
+    found = f"torch {torch.__version__.partition('+')[0]}"
+    if "transformers" in sys.modules:
+        found += f", transformers {sys.modules['transformers'].__version__}"
+    return found
 
 
 def _needed(every: list[Op], outputs: list[str]) -> list[Op]:
@@ -222,6 +288,10 @@ def _on_meta(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module, memo).eval()
 
 
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _exported_program(module: torch.nn.Module, seq: int, batch: int) -> tuple[Any, dict[str, Any]]:
     """(program, node name -> node of the program as the exporter first wrote it).
 
@@ -241,10 +311,9 @@ def _exported_program(module: torch.nn.Module, seq: int, batch: int) -> tuple[An
             readable = all(_is_readable(node) for node in written.graph.nodes)
             return (written if readable else written.run_decompositions({})), nodes
     except Exception as error:  # the exporter raises whatever the module's own code raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SpecError(
             f"trace of {type(module).__name__} at seq {seq}, batch {batch}",
-            reason,
+            _reason(error),
             "a module that torch.export can run on input_ids and attention_mask",
         ) from None
 
@@ -294,7 +363,8 @@ class _Layers:
 
 
 def _stack(node: torch.fx.Node) -> Mapping[str, Any]:
-    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    """The modules that ran; of a backward node, those whose operator it is the derivative of."""
+    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     return stack
 
 
@@ -362,7 +432,8 @@ class _Builder:
         self.outputs: list[str] = []
         self.tensor_of: dict[Any, str] = {}
         self.used: Counter[str] = Counter()
-        self.group, self.layer = "model", -1
+        self.group, self.layer, self.phase = "model", -1, "forward"
+        self.converters: Mapping[str, _Converter] = _CONVERTERS
 
     def place(self, node: torch.fx.Node, layers: _Layers) -> None:
         """The module that the following ops belong to."""
@@ -401,9 +472,11 @@ class _Builder:
         inputs: list[Any],
         out: Any,
         shape: tuple[int, ...] | None = None,
+        dtype_of: DType | None = None,
         **attrs: Any,
     ) -> str:
-        """Add one op that writes what node `out` stands for (or an unnamed value of `shape`); returns its tensor."""
+        """Add one op that writes what node `out` stands for (or an unnamed value of `shape`, of its dtype unless
+        `dtype_of` says another); returns its tensor."""
         base = f"{self.group}.{suffix}"
         name = base if self.used[base] == 0 else f"{base}.{self.used[base]}"
         self.used[base] += 1
@@ -412,8 +485,18 @@ class _Builder:
         if shape is None:
             self.tensor_of[out] = name
         else:
-            self.tensors[name] = Tensor(name, shape, self.tensors[name].dtype)
-        self.ops.append(kind(name=name, inputs=reads, output=name, group=self.group, layer=self.layer, **attrs))
+            self.tensors[name] = Tensor(name, shape, dtype_of or self.tensors[name].dtype)
+        self.ops.append(
+            kind(
+                name=name,
+                inputs=reads,
+                output=name,
+                group=self.group,
+                layer=self.layer,
+                phase=self.phase,
+                **attrs,
+            )
+        )
         return name
 
     def read(self, node: Any) -> str:
@@ -438,9 +521,9 @@ class _Builder:
         packet = _packet(node)
         if packet in _ASSERTIONS or packet in _SPLITS:
             return
-        if packet not in _CONVERTERS:
-            raise self.refuse(node, f"one of {', '.join(sorted(_CONVERTERS))}")
-        _CONVERTERS[packet](self, node)
+        if packet not in self.converters:
+            raise self.refuse(node, f"one of {', '.join(sorted(self.converters))}")
+        self.converters[packet](self, node)
 
     def origin(self, node: Any) -> Any:
         """The node as the exporter first wrote it, before it was made functional; None where it does not say."""

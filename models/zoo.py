@@ -51,6 +51,25 @@ FAMILIES = {
 """`model_type` of every BERT-like family -> 1 where positions are counted from the padding index plus one."""
 
 
+MASKED_HEADS = {
+    "bert": "cls.predictions",
+    "ernie": "cls.predictions",
+    "megatron-bert": "cls.predictions",
+    "mobilebert": "cls.predictions",
+    "distilbert": "vocab_transform",
+    "albert": "predictions",
+    "roberta": "lm_head",
+    "xlm-roberta": "lm_head",
+    "camembert": "lm_head",
+    "roberta-prelayernorm": "lm_head",
+    "data2vec-text": "lm_head",
+    "ibert": "lm_head",
+}
+"""`model_type` -> the module where its masked-language-model head begins."""
+
+_LABELS = ("labels", "next_sentence_label", "sentence_order_label", "start_positions", "end_positions")
+
+
 @dataclass(frozen=True)
 class Spec:
     """A published configuration: `family` is its `model_type`, `source` where the numbers of `config` are printed."""
@@ -251,6 +270,33 @@ def build(name_or_path: str, head: str = "none") -> torch.nn.Module:
             raise SpecError("model", name_or_path, reason) from None
     result: torch.nn.Module = module.eval()
     return result
+
+
+def labels(module: torch.nn.Module, seq: int, batch: int, masked: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the int64 labels that make the module's `forward` give a loss; {} for one that takes none.
+
+    masked: labels of so many tokens in each sequence, instead of all.
+    """
+    import inspect
+
+    taken = inspect.signature(module.forward).parameters
+    shapes: dict[str, tuple[int, ...]] = {name: (batch,) for name in _LABELS if name in taken}
+    if "labels" in shapes and not type(module).__name__.endswith("ForSequenceClassification"):
+        shapes["labels"] = (batch, seq) if masked is None else (batch * masked,)
+    return shapes
+
+
+def masked_head(module: torch.nn.Module) -> torch.nn.Module:
+    """The part of a masked language model that only masked tokens need.
+
+    Raises SpecError for a module without one.
+    """
+    config: Any = getattr(module, "config", None)
+    path = MASKED_HEADS.get(str(getattr(config, "model_type", "")), "")
+    found = dict(module.named_modules())
+    if not path or path not in found:
+        raise SpecError("masked", type(module).__name__, "a model with a masked-language-model head")
+    return found[path]
 
 
 @contextlib.contextmanager

@@ -10,9 +10,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "files", "work", "jit", "formulas", "technology", "executors", "accuracy"},
-    {"platforms", "graph", "numerics", "literal", "quantspec"},
+    {"platforms", "graph", "kernels", "numerics", "literal", "quantspec"},
     {"mapping", "ops", "gemm"},
-    {"simulate", "events", "space", "price", "study", "sweep", "transforms", "trace", "explain", "export", "validate"},
+    {
+        "simulate",
+        "events",
+        "space",
+        "price",
+        "study",
+        "sweep",
+        "transforms",
+        "memory",
+        "trace",
+        "joint",
+        "explain",
+        "export",
+        "validate",
+    },
     {"params", "integers", "execute", "twin"},
     {"pareto", "search"},
     {"plots", "html", "page"},
@@ -84,7 +98,7 @@ def test_the_layer_test_can_fail():
 
 def test_only_trace_imports_torch():
     users = [core(p) for p in FILES if {m.split(".")[0] for m in imports(p)} & {"torch", "transformers"}]
-    assert set(users) == {"trace"}
+    assert set(users) == {"trace", "joint"}
 
 
 def test_models_and_experiments_do_not_import_by_their_folder_names():

@@ -250,6 +250,10 @@ class Platform(ABC):
     def dram_bytes_per_cycle(self) -> float:
         """DRAM bytes per cycle that the event model's channel moves."""
 
+    def memory_bytes(self) -> int | None:
+        """Memory that weights, state, gradients and activations share; None where it is not described."""
+        return None
+
     @abstractmethod
     def leakage_w(self) -> float:
         """Power that flows whether or not anything is computed."""

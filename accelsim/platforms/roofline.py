@@ -220,6 +220,10 @@ class Roofline(Platform):
         """`die_mm2`, None where it is not published."""
         return self.die_mm2 or None
 
+    def memory_bytes(self) -> int | None:
+        """`dram.capacity_bytes`."""
+        return self.dram.capacity_bytes
+
     def leakage_w(self) -> float:
         """Power of the idle device in W."""
         return self.static_w

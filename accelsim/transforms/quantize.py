@@ -9,6 +9,7 @@ from accelsim import ops
 from accelsim.errors import SpecError
 from accelsim.graph import DType, Graph, Op, Role, Tensor
 from accelsim.quantspec import SPECS, QuantSpec, quant_spec
+from accelsim.transforms.training import mixed
 
 FORMATS = {
     "fp32": DType.FLOAT32,
@@ -19,6 +20,9 @@ FORMATS = {
 """Precisions that give every floating-point tensor one format. int8 keeps biases in the width of the accumulator
 (Jacob et al., arXiv:1712.05877, eq. 7); it says what memory and units see, not how anything would be computed."""
 
+MIXED = {"mixed-fp16": DType.FLOAT16, "mixed-bf16": DType.BFLOAT16}
+"""Precisions of training: what `transforms.training.mixed` names stays in float32."""
+
 _STORED = {8: DType.INT8, 4: DType.INT4, 2: DType.INT2}
 _TABLE_FUNCTIONS = (ops.Gelu, ops.Relu, ops.Silu, ops.Tanh, ops.Sigmoid)
 """Functions of one 8-bit number: a table of 256 entries at most."""
@@ -26,20 +30,25 @@ _TABLE_FUNCTIONS = (ops.Gelu, ops.Relu, ops.Silu, ops.Tanh, ops.Sigmoid)
 
 def names() -> tuple[str, ...]:
     """Names that `with_precision` takes."""
-    return tuple(dict.fromkeys((*FORMATS, *SPECS)))
+    return tuple(dict.fromkeys((*FORMATS, *MIXED, *SPECS)))
 
 
 def with_precision(graph: Graph, precision: str) -> Graph:
-    """The graph in another precision: one of `FORMATS`, a preset of `quantspec.SPECS`, or a YAML or JSON file of one.
+    """The graph in another precision: one of `FORMATS` or `MIXED`, a preset of `quantspec.SPECS`, or a file of one.
 
-    bool and ids stay as they are. Raises SpecError for an unknown name, and for a graph that is not in floating point
-    any more.
+    A file is YAML or JSON. bool and ids stay as they are. Raises SpecError for an unknown name, for a graph that is not
+    in floating point any more, and for integers in a training graph.
     """
+    if graph.meta.get("training") and precision not in (*MIXED, "fp32", "fp16", "bf16"):
+        raise SpecError("precision of a training graph", precision, f"one of fp32, fp16, bf16, {', '.join(MIXED)}")
     if precision in SPECS or precision.lower().endswith((".yaml", ".yml", ".json")):
         return quantize(graph, quant_spec(precision))
-    if precision not in FORMATS:
+    if precision not in FORMATS.keys() | MIXED.keys():
         raise SpecError.unknown("precision", precision, names())
     _check_float(graph, precision)
+    if precision in MIXED:
+        made = mixed(graph, MIXED[precision])
+        return replace(made, meta={**made.meta, "precision": precision})
     dtype = FORMATS[precision]
     biases = {name for op in graph.ops if isinstance(op, ops.Linear) for name in op.inputs[2:]}
     biases = {name for name in biases if graph.tensors[name].role is Role.WEIGHT}
